@@ -1,0 +1,62 @@
+"""What trains: the protocol of all adapters, and the plainest one, the whole network."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from .source import Source
+
+
+class Adapter(Protocol):
+    """What the loop, the checkpoint and the techniques need of whatever trains."""
+
+    def parameters(self) -> list[nn.Parameter]:
+        """What the optimiser updates; always float32."""
+        ...
+
+    def scaled(self, strength: float) -> AbstractContextManager[None]:
+        """Run the network with the adapter's effect times `strength`. Raises `UserError` where that has no meaning."""
+        ...
+
+    def disabled(self) -> AbstractContextManager[None]:
+        """Run the network without the adapter. Raises `UserError` where there is no network without it."""
+        ...
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The trained tensors by stable names, on the CPU, contiguous."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Take back what `state_dict` gave; every name must match."""
+        ...
+
+    def metadata(self) -> dict[str, str]:
+        """What the header of a file with this state must say for other programs to read it rightly."""
+        ...
+
+    def export(self, folder: Path, source: Source, pipeline: Any) -> Path:
+        """Write the result below `folder`, open it again and compare with what trained; returns the path written.
+
+        source: the base model. pipeline: the family's official pipeline class.
+        """
+        ...
+
+
+def on_cpu(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Detached copies on the CPU."""
+    return {k: v.detach().to("cpu", copy=True).contiguous() for k, v in tensors.items()}
+
+
+def take(module: nn.Module, state: dict[str, Tensor], names: set[str]) -> None:
+    """Copy `state` into the parameters of `module` called `names`; both sets of names must be equal."""
+    if names != set(state):
+        raise AssertionError(f"checkpoint and adapter differ in {sorted(names ^ set(state))[:5]}")
+    own = dict(module.named_parameters())
+    with torch.no_grad():
+        for name in names:
+            own[name].copy_(state[name])

@@ -1,0 +1,62 @@
+"""What the studio can do, as data: for the app's forms, the README's tables, and scripts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from . import __version__, extensions, families
+from .extension import Extension
+from .family import Family
+from .recipe import Recipe
+
+
+def describe() -> dict[str, Any]:
+    """Families, techniques and the recipe's schema as plain values."""
+    return {
+        "version": __version__,
+        "families": [_family(families.get(name)) for name in families.names()],
+        "extensions": [_extension(extensions.get(kind)) for kind in extensions.names()],
+        "recipe": Recipe.model_json_schema(by_alias=True),
+    }
+
+
+def _family(cls: type[Family]) -> dict[str, Any]:
+    return {
+        "name": cls.name,
+        "title": cls.title,
+        "modality": cls.modality,
+        "tasks": list(cls.tasks),
+        "sources": cls.sources,
+        "resolution": cls.resolution,
+        "guidance": cls.guidance,
+        "targets": list(cls.targets),
+        "licence": cls.licence,
+        "size": cls.size,
+        "options": cls.Options.model_json_schema(),
+    }
+
+
+def _extension(cls: type[Extension]) -> dict[str, Any]:
+    return {
+        "kind": cls.kind,
+        "title": cls.title,
+        "description": (cls.__doc__ or "").strip().splitlines()[0],
+        "conflicts": sorted(cls.conflicts),
+        "schema": cls.Settings.model_json_schema(),
+    }
+
+
+def markdown() -> str:
+    """The README's tables."""
+    data = describe()
+    lines = ["| family | model | size | tasks | adapters | resolution | licence |", "|---|---|---|---|---|---|---|"]
+    for f in data["families"]:
+        tasks, presets = ", ".join(f["tasks"]), ", ".join(f["targets"])
+        lines.append(
+            f"| `{f['name']}` | {f['title']} | {f['size']} | {tasks} | LoRA ({presets}), full | {f['resolution']} | {f['licence']} |"
+        )
+    lines += ["", "| technique | what it does | settings |", "|---|---|---|"]
+    for e in data["extensions"]:
+        names = ", ".join(f"`{name}`" for name in e["schema"].get("properties", {}))
+        lines.append(f"| `{e['kind']}` | {e['description']} | {names} |")
+    return "\n".join(lines)

@@ -1,0 +1,147 @@
+"""Pictures side by side: one base model, several adapters and strengths, the same prompts and seeds.
+
+Adapters are loaded with the official pipeline's own loader, so that what is seen is what any other program sees.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from pydantic import Field, ValidationError
+
+from . import checkpoint, device, families, sample
+from .adapters.lora import FILE
+from .errors import UserError
+from .events import birth
+from .family import Family, Request
+from .recipe import Model, explain, setting
+from .run import Controls
+from .source import Source
+from .types import Cond, Parts
+
+
+class Contender(Model):
+    """One column: the base (adapter empty), or an adapter at a strength."""
+
+    label: str
+    adapter: str | None = setting(None, "Run folder, checkpoint folder, adapter file or model folder")
+    strength: float = setting(1.0, "Weight of the adapter")
+
+
+class Comparison(Model):
+    """What `tuner sample` is asked to draw."""
+
+    family: str
+    source: str
+    options: dict[str, Any] = {}
+    prompts: list[str] = Field(min_length=1)
+    negative: str = ""
+    seeds: list[int] = [0]
+    steps: int = setting(20, "Sampling steps", ge=1)
+    guidance: float | None = None
+    size: tuple[int, int] | None = None
+    contenders: list[Contender] = Field(min_length=1)
+
+
+def read(path: Path) -> Comparison:
+    """A checked request from a YAML file. Raises `UserError`."""
+    try:
+        return Comparison.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except (OSError, yaml.YAMLError) as error:
+        raise UserError(f"The request {path} cannot be read ({error}); check the file.") from None
+    except ValidationError as error:
+        raise UserError("\n".join(explain(error, str(path), "", Comparison))) from None
+
+
+def find(adapter: str) -> Path:
+    """The file or model folder that a run folder, a checkpoint or a path stands for. Raises `UserError`."""
+    path = Path(adapter).expanduser()
+    for candidate in (
+        path / "export" / "diffusers" / FILE,
+        path / "export" / "model",
+        path / checkpoint.WEIGHTS,
+        path / FILE,
+    ):
+        if candidate.exists():
+            return candidate
+    if path.is_file() or (path / "model_index.json").is_file():
+        return path
+    if whole := checkpoint.complete(path):
+        return whole[-1] / checkpoint.WEIGHTS
+    raise UserError(
+        f"{adapter} holds no adapter: no export, no checkpoint, no model; let the run reach a checkpoint first."
+    )
+
+
+def draw(wanted: Comparison, folder: Path, say: Callable[..., Any], controls: Controls) -> str:
+    """Draw the whole grid into `folder`; one `sample` event per picture. Returns how it ended."""
+    where = device.pick()
+    total = len(wanted.contenders) * len(wanted.prompts) * len(wanted.seeds)
+    say("started", pid=os.getpid(), born=birth(os.getpid()), from_step=0, steps=total, name="compare",
+        family=wanted.family, device=where.name, precision="fp32" if where.kind == "cpu" else "bf16")  # fmt: skip
+    cls = families.get(wanted.family)
+    family = cls(cls.Options.model_validate(wanted.options))
+    source = Source(wanted.source, family.sources)
+    family.accept(source)
+    dtype = torch.float32 if where.kind == "cpu" else torch.bfloat16
+    guidance = family.guidance if wanted.guidance is None else wanted.guidance
+    say("phase", name="cache text", done=0, of=0)
+    conds = _encode(family, source, dtype, where.torch, [*wanted.prompts, wanted.negative])
+    negative = conds.pop() if family.wants_negative(source, guidance) else None
+    say("phase", name="load", done=0, of=0)
+    size = wanted.size or (family.resolution, family.resolution)
+    done = 0
+    for column, contender in enumerate(wanted.contenders):
+        parts = _contender(family, source, contender, dtype, where.torch)
+        for row, cond in enumerate(conds[: len(wanted.prompts)]):
+            for seed in wanted.seeds:
+                if controls.stop():
+                    return "stopped"
+                request = Request(cond, negative, *size, wanted.steps, guidance, seed)
+                name = f"{column:02d}-{row:02d}-{seed}.png"
+                sample.draw(family, parts, request).save(folder / name)
+                done += 1
+                say("sample", contender=column, prompt=row, seed=seed, file=name)
+                say("phase", name="sample", done=done, of=total)
+    return "finished"
+
+
+def _encode(family: Family, source: Source, dtype: torch.dtype, where: torch.device, captions: list[str]) -> list[Cond]:
+    parts = family.load(source, family.text_parts, dtype)
+    for component in parts.components.values():
+        if isinstance(component, torch.nn.Module):
+            component.to(where)
+    with torch.no_grad():
+        return family.encode_text(parts, captions)
+
+
+def _contender(family: Family, source: Source, contender: Contender, dtype: torch.dtype, where: torch.device) -> Parts:
+    """The model of one column. A fresh denoiser each time: no column can leave a trace in the next."""
+    path = find(contender.adapter) if contender.adapter else None
+    whole_model = path is not None and path.is_dir()
+    parts = family.load(
+        Source(str(path), {}) if whole_model else source, (family.denoiser, *family.media_parts, "scheduler"), dtype
+    )
+    for name in (family.denoiser, *family.media_parts):
+        parts[name].to(where)
+    if path is not None and not whole_model:
+        try:
+            pipe = family.pipe(parts)
+            pipe.load_lora_weights(str(path.parent), weight_name=path.name, adapter_name="contender")
+            pipe.set_adapters(["contender"], [contender.strength])
+        except (ValueError, KeyError, RuntimeError) as error:
+            first = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise UserError(
+                f"{path} does not fit {wanted_name(family)} ({first}); choose an adapter of this family."
+            ) from error
+    return parts
+
+
+def wanted_name(family: Family) -> str:
+    """The family as a user knows it."""
+    return f"{family.title} (family {family.name})"

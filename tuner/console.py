@@ -1,0 +1,73 @@
+"""What a command prints: a progress bar on a terminal, else the journal's events as JSON lines."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+from tqdm import tqdm
+
+
+class Console:
+    """Shows events. On a terminal phases and steps are bars with ETA, other events one line each."""
+
+    def __init__(self) -> None:
+        self.terminal = sys.stdout.isatty()
+        self.bar: tqdm | None = None
+        self.name = ""
+
+    def __call__(self, event: dict[str, Any]) -> None:
+        """Show one event."""
+        if not self.terminal:
+            sys.stdout.write(json.dumps(event, ensure_ascii=False) + "\n")
+            sys.stdout.flush()
+            return
+        kind = event["kind"]
+        if kind == "phase":
+            self._advance(event["name"], event.get("done", 0), event.get("of", 0), "")
+        elif kind == "step":
+            self._advance("train", event["step"], event["of"], f"loss {event['loss']:.4f}")
+        elif text := sentence(event):
+            tqdm.write(text)
+
+    def _advance(self, name: str, done: int, of: int, note: str) -> None:
+        if name != self.name or (self.bar is not None and done < self.bar.n):
+            self.close()
+            self.name = name
+            self.bar = tqdm(total=of or None, desc=name, initial=0, leave=True, dynamic_ncols=True) if of else None
+            if (
+                self.bar is not None and name == "train" and done > 1
+            ):  # resumed: earlier steps are not this session's speed
+                self.bar.initial = self.bar.n = done - 1
+        if self.bar is not None:
+            if note:
+                self.bar.set_postfix_str(note, refresh=False)
+            self.bar.update(done - self.bar.n)
+
+    def close(self) -> None:
+        """End the current bar."""
+        if self.bar is not None:
+            self.bar.close()
+        self.bar = None
+
+
+def sentence(event: dict[str, Any]) -> str:
+    """One plain line for an event, "" for those that need none."""
+    kind = event["kind"]
+    if kind == "started":
+        verb = f"goes on at step {event['from_step']}" if event.get("from_step") else "starts"
+        return f"{event['name']} {verb}: {event['family']} on {event['device']}, {event['precision']}."
+    if kind in ("warning", "note"):
+        return f"{kind.capitalize()}: {event['text']}"
+    if kind == "validation":
+        return f"Validation loss at step {event['step']}: {event['loss']:.4f}"
+    if kind == "sample" and event.get("files"):
+        return f"Samples of step {event['step']}: {len(event['files'])} pictures in {event['folder']}"
+    if kind == "export":
+        return f"Exported {event['path']} (opened again and compared: equal)"
+    if kind == "stopped":
+        return f"Stopped at step {event['step']}; everything is saved. Go on with `python -m tuner resume {event['folder']}`."
+    if kind == "finished":
+        return f"Finished in {event['seconds']:.0f} s: {event['folder']}"
+    return ""

@@ -1,0 +1,1 @@
+"""From a folder of files to batches: sources → index → buckets → cache → sampler → loader."""

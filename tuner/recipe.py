@@ -1,0 +1,402 @@
+"""What the user wants from a run: typed, versioned YAML with `extends` and dotted overrides. Knows no torch."""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from .errors import UserError
+
+
+class Model(BaseModel):
+    """Base of every settings model: unknown keys are errors, values never change after loading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, coerce_numbers_to_str=True)
+
+
+Level = Literal["basic", "advanced", "expert"]
+
+
+def setting(default: Any, description: str, level: Level = "advanced", **limits: Any) -> Any:
+    """A recipe field: its default, one plain sentence, and the level of the form on which it appears."""
+    return Field(default, description=description, json_schema_extra={"level": level}, **limits)
+
+
+class LoraSpec(Model):
+    """A LoRA on the denoiser (peft)."""
+
+    kind: Literal["lora"] = "lora"
+    rank: int = setting(16, "Size of the adapter: higher learns more detail and makes a larger file", "basic", ge=1)
+    alpha: float | None = setting(None, "Scale of the adapter is alpha / rank; empty means alpha = rank", gt=0)
+    targets: str | list[str] = setting(
+        "default", "Which layers get an adapter: a preset name of the family, or a list of layer name endings"
+    )
+    dropout: float = setting(0.0, "Share of adapter inputs dropped at random while training", "expert", ge=0, lt=1)
+
+
+class FullSpec(Model):
+    """All weights of the denoiser."""
+
+    kind: Literal["full"] = "full"
+
+
+def _lora_by_default(value: Any) -> Any:
+    return {"kind": "lora", **value} if isinstance(value, dict) else value
+
+
+AdapterSpec = Annotated[LoraSpec | FullSpec, Field(discriminator="kind"), BeforeValidator(_lora_by_default)]
+
+
+class DataSet(Model):
+    """One folder of pictures."""
+
+    path: str = Field(description="Folder with pictures", json_schema_extra={"level": "basic"})
+    caption: str | None = setting(None, "Caption of every picture that has no .txt file of its own", "basic")
+    trigger: str | None = setting(
+        None, "Word put before every caption that lacks it; [trigger] inside a caption is replaced by it", "basic"
+    )
+    repeats: int = setting(1, "How often each picture is seen in one epoch", ge=1)
+    role: Literal["train", "validation"] = setting(
+        "train", "validation: never trained on, only used for the validation loss"
+    )
+    mask: str | None = setting(None, "Folder with a mask picture per picture (same name; white counts, black does not)")
+    on_problem: Literal["stop", "skip"] = setting(
+        "stop", "What to do about a file that cannot be used: stop before training, or leave it out and say so"
+    )
+
+
+class MediaSpec(Model):
+    """Sizes that pictures are brought to."""
+
+    resolutions: list[int] | None = setting(
+        None,
+        "Edge lengths in pixels; each picture is scaled to that area in its own aspect ratio. Empty: the family's own",
+        "basic",
+        min_length=1,
+    )
+
+
+class Timesteps(Model):
+    """Fields that every distribution of t has."""
+
+    stratified: bool = setting(False, "Spread the draws of one step evenly over the distribution", "expert")
+
+
+class LogitNormal(Timesteps):
+    """t = sigmoid(mean + std * N(0, 1)) (Esser et al. 2024, SD3)."""
+
+    kind: Literal["logit_normal"] = "logit_normal"
+    mean: float = setting(0.0, "Above 0 trains more on noisy steps, below 0 on clean ones", "expert")
+    std: float = setting(1.0, "Width of the distribution", "expert", gt=0)
+
+
+class Uniform(Timesteps):
+    """t uniform in [low, high]."""
+
+    kind: Literal["uniform"] = "uniform"
+    low: float = setting(0.0, "Lowest t (0 = clean)", "expert", ge=0, lt=1)
+    high: float = setting(1.0, "Highest t (1 = noise)", "expert", gt=0, le=1)
+
+
+class Mode(Timesteps):
+    """Heavy-tailed mode sampling (Esser et al. 2024, SD3)."""
+
+    kind: Literal["mode"] = "mode"
+    scale: float = setting(1.29, "Above 0 favours the middle, below 0 the ends", "expert", ge=-1, le=1.75)
+
+
+class Beta(Timesteps):
+    """t from a beta distribution."""
+
+    kind: Literal["beta"] = "beta"
+    alpha: float = setting(2.0, "Higher moves t towards noise", "expert", gt=0)
+    beta: float = setting(2.0, "Higher moves t towards data", "expert", gt=0)
+
+
+TimestepSpec = Annotated[LogitNormal | Uniform | Mode | Beta, Field(discriminator="kind")]
+Optimizer = Literal["adamw", "adamw8bit", "prodigy", "adafactor", "lion", "schedulefree"]
+Schedule = Literal["constant", "linear", "cosine", "polynomial", "restarts"]
+
+
+class TrainSpec(Model):
+    """How weights are updated."""
+
+    steps: int = setting(1000, "Number of optimiser steps", "basic", ge=1)
+    batch: int = setting(1, "Pictures per forward pass", ge=1)
+    accumulate: int = setting(1, "Forward passes per optimiser step: a larger batch in the same memory", ge=1)
+    lr: float | None = setting(None, "Learning rate; empty takes the optimiser's usual value", gt=0)
+    optimizer: Optimizer = setting("adamw", "Update rule")
+    optimizer_options: dict[str, Any] = setting({}, "Further arguments of the optimiser, by its own names", "expert")
+    schedule: Schedule = setting("constant", "Course of the learning rate over the run")
+    cycles: int = setting(1, "Number of restarts (schedule: restarts)", "expert", ge=1)
+    warmup: int = setting(0, "Steps over which the learning rate rises from 0", ge=0)
+    clip: float = setting(1.0, "Largest gradient norm; 0 turns clipping off", "expert", ge=0)
+    seed: int = setting(0, "Same seed, same run", ge=0)
+    precision: Literal["fp32", "bf16", "fp16"] = setting("bf16", "Number format of the computation")
+    loss: Literal["l2", "huber", "smooth_l1"] = setting("l2", "Error measure; huber forgives outliers", "expert")
+    huber_c: float = setting(0.1, "Error above which huber and smooth_l1 turn linear", "expert", gt=0)
+    snr_gamma: float | None = setting(
+        None, "min-SNR weighting for noise-predicting families; 5 is usual", "expert", gt=0
+    )
+    timesteps: TimestepSpec | None = setting(
+        None, "Which noise levels are trained; empty takes the family's own", "expert"
+    )
+    shift: float | Literal["auto"] = setting(
+        "auto", "Moves t towards noise for large pictures (flow models); auto does as the family's pipeline", "expert"
+    )
+    caption_dropout: float = setting(0.0, "Share of captions replaced by the empty one", ge=0, le=1)
+
+
+class MemorySpec(Model):
+    """What to trade for memory."""
+
+    checkpointing: bool = setting(False, "Recompute activations in the backward pass: less memory, slower")
+
+
+class ValidateSpec(Model):
+    """Samples and validation loss during the run, the first at step 0."""
+
+    prompts: list[str] = setting([], "One sample is drawn for each", "basic")
+    negative: str = setting("", "What samples should not show, where the family uses guidance")
+    every: int = setting(100, "Steps between validations; there is always one at the start and the end", "basic", ge=1)
+    steps: int = setting(20, "Sampling steps per picture", ge=1)
+    guidance: float | None = setting(None, "Strength of the prompt; empty takes the family's usual value", ge=0)
+    seed: int = setting(0, "Seed of the samples", ge=0)
+    size: tuple[int, int] | None = setting(None, "Width and height of samples; empty takes the first resolution")
+
+
+class SaveSpec(Model):
+    """Checkpoints."""
+
+    every: int = setting(250, "Steps between checkpoints; there is always one at the end", ge=1)
+    keep: int = setting(3, "How many checkpoints are kept; the newest stay", ge=1)
+
+
+class ExtensionSpec(BaseModel):
+    """A technique by its kind; its settings are checked by the technique itself."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    kind: str
+
+    def settings(self) -> dict[str, Any]:
+        """Everything but the kind."""
+        return dict(self.__pydantic_extra__ or {})
+
+
+class Recipe(Model):
+    """One run, whole."""
+
+    version: Literal[1] = 1
+    name: str = setting("run", "Name of the run and of its files", "basic", pattern=r"^[\w][\w .-]{0,79}$")
+    description: str = setting("", "What this recipe is for", "basic")
+    family: str = Field(description="Model family", json_schema_extra={"level": "basic"})
+    task: str = setting("generate", "What the model is trained to do")
+    source: str = Field(
+        description="Base model: a name the family knows, a Hub id, or a local folder in Hub layout",
+        json_schema_extra={"level": "basic"},
+    )
+    options: dict[str, Any] = setting({}, "Settings that only this family has", "advanced")
+    adapter: AdapterSpec = LoraSpec()
+    data: list[DataSet] = Field(description="What to train on", min_length=1, json_schema_extra={"level": "basic"})
+    media: MediaSpec = MediaSpec()
+    train: TrainSpec = TrainSpec()
+    memory: MemorySpec = MemorySpec()
+    extensions: list[ExtensionSpec] = setting([], "Techniques, in the order in which they act")
+    validation: ValidateSpec | None = Field(None, alias="validate", description="Samples and validation loss")
+    save: SaveSpec = SaveSpec()
+
+    model_config = ConfigDict(populate_by_name=False)
+
+
+def load(path: Path | str, overrides: Iterable[str] = ()) -> Recipe:
+    """Read a recipe file, apply its `extends` and the `key=value` overrides, and check it.
+
+    Paths inside a file are relative to that file; paths in overrides are relative to the current folder.
+    Raises `UserError` with one sentence per mistake.
+    """
+    path = Path(path)
+    raw = _read(path)
+    if "extends" in raw:
+        raw = _extend(raw, path)
+    for override in overrides:
+        _override(raw, override)
+    return parse(raw, str(path))
+
+
+def parse(raw: dict[str, Any], origin: str = "recipe") -> Recipe:
+    """A checked recipe from plain values. Raises `UserError`; `origin` names the file in its sentences."""
+    try:
+        return Recipe.model_validate(raw)
+    except ValidationError as error:
+        raise UserError("\n".join(explain(error, origin))) from None
+
+
+def dump(recipe: Recipe) -> str:
+    """The recipe as YAML, every default written out."""
+    return yaml.safe_dump(recipe.model_dump(mode="json", by_alias=True), sort_keys=False, allow_unicode=True)
+
+
+def explain(error: ValidationError, origin: str, prefix: str = "", known: type[BaseModel] = Recipe) -> Iterator[str]:
+    """One plain sentence per mistake: the dotted setting, what it was, and the way out."""
+    for item in error.errors(include_url=False):
+        where = prefix + ".".join(str(p) for p in _without_tags(item["loc"]))
+        if item["type"] == "extra_forbidden":
+            close = difflib.get_close_matches(where, [prefix + k for k in sorted(_keys(known))], 1, 0.6)
+            hint = f"did you mean {close[0]}?" if close else "remove it, or see the README for the settings there are."
+            yield f"{origin}: {where} is not a setting; {hint}"
+        elif item["type"] == "missing":
+            yield f"{origin}: {where} is missing; add it to the recipe."
+        elif item["type"].startswith("union_tag"):
+            allowed = (item.get("ctx") or {}).get("expected_tags") or "logit_normal, uniform, mode, beta"
+            yield f"{origin}: {where}.kind must be one of {allowed}."
+        else:
+            said = item["msg"][0].lower() + item["msg"][1:]
+            yield f"{origin}: {where} is {_short(item['input'])}, but {said.replace('input ', 'it ')}."
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _without_tags(loc: tuple[Any, ...]) -> list[Any]:
+    """Drop what pydantic puts into a location for unions: the chosen tag or type name."""
+    tags = {"lora", "full", "logit_normal", "uniform", "mode", "beta"}
+    kept: list[Any] = []
+    for part in loc:
+        text = str(part)
+        if kept and (text in tags and str(kept[-1]) in {"adapter", "timesteps"}):
+            continue
+        if re.match(r"^(str|float|int|list\[.*|literal\[.*)$", text):
+            continue
+        kept.append(part)
+    return kept
+
+
+def _keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """All dotted keys of a settings model, through lists and unions (list items as index 0)."""
+    for name, info in model.model_fields.items():
+        key = prefix + (info.alias or name)
+        yield key
+        for inner in _models(info.annotation):
+            listed = "list[" in str(info.annotation)
+            yield from _keys(inner, f"{key}.0." if listed else f"{key}.")
+
+
+def _models(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for inner in getattr(annotation, "__args__", ()):
+        yield from _models(inner)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"The recipe {path} does not exist; check the path.") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"The recipe {path} cannot be read ({error}); check that it is a YAML text file.") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f" in line {mark.line + 1}" if mark else ""
+        raise UserError(f"The recipe {path} is not valid YAML{line}; check indentation and colons there.") from None
+    if not isinstance(raw, dict):
+        raise UserError(f"The recipe {path} must hold settings such as `family: flux1`; see recipes/ for examples.")
+    return _absolute(raw, path.parent)
+
+
+def _absolute(raw: dict[str, Any], base: Path) -> dict[str, Any]:
+    """Make the file's own relative paths absolute, so that a recipe can be started from any folder."""
+    source = raw.get("source")
+    if isinstance(source, str) and source.startswith(("./", "../", "~")):
+        raw["source"] = str((base / Path(source).expanduser()).resolve())
+    for data in raw.get("data") or []:
+        for key in ("path", "mask"):
+            if isinstance(data, dict) and isinstance(data.get(key), str):
+                data[key] = str((base / Path(data[key]).expanduser()).resolve())
+    return raw
+
+
+def _extend(raw: dict[str, Any], path: Path) -> dict[str, Any]:
+    base_path = path.parent / str(raw.pop("extends"))
+    base = _read(base_path)
+    if "extends" in base:
+        raise UserError(f"{base_path}: a recipe that others extend may not itself use extends; write its settings out.")
+    return _merge(base, raw)
+
+
+def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """Settings of `over` on top of `base`; lists and changed kinds replace, groups merge."""
+    result = dict(base)
+    for key, value in over.items():
+        old = result.get(key)
+        same_kind = (
+            isinstance(value, dict) and isinstance(old, dict) and value.get("kind", old.get("kind")) == old.get("kind")
+        )
+        result[key] = _merge(old, value) if same_kind else value
+    return result
+
+
+def _override(raw: dict[str, Any], text: str) -> None:
+    """Set one `dotted.key=value`; the value is YAML, so 1e-4, true and [a, b] mean what they say."""
+    key, sign, value = text.partition("=")
+    if not sign or not key:
+        raise UserError(f"{text!r} is not an override; write it as key=value, for example train.steps=50.")
+    try:
+        parsed = _number(yaml.safe_load(value))
+    except yaml.YAMLError:
+        parsed = value
+    parts = key.split(".")
+    target: Any = raw
+    for here, following in itertools.pairwise(parts):
+        target = _step_into(target, here, [] if following.isdigit() else {}, text)
+    if isinstance(target, list):
+        _set_item(target, parts[-1], parsed, text)
+    else:
+        target[parts[-1]] = _local(parts[-1], parsed) if key == "source" or parts[0] == "data" else parsed
+
+
+def _number(value: Any) -> Any:
+    """YAML 1.1 reads 1e-4 as text; people mean the number."""
+    if isinstance(value, str) and re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", value):
+        return float(value)
+    return value
+
+
+def _local(key: str, value: Any) -> Any:
+    if key in {"path", "mask", "source"} and isinstance(value, str):
+        path = Path(value).expanduser()
+        if key != "source" or value.startswith((".", "~")) or path.exists():
+            return str(path.resolve())
+    return value
+
+
+def _step_into(target: Any, part: str, empty: Any, text: str) -> Any:
+    if isinstance(target, list):
+        if not part.isdigit() or int(part) > len(target):
+            raise UserError(f"{text!r}: {part} is not a place in that list, which has {len(target)} entries.")
+        if int(part) == len(target):
+            target.append(empty)
+        return target[int(part)]
+    if target.get(part) is None:
+        target[part] = empty
+    if not isinstance(target[part], dict | list):
+        raise UserError(f"{text!r}: {part} is a single value and has no settings inside; check the dotted key.")
+    return target[part]
+
+
+def _set_item(target: list[Any], part: str, value: Any, text: str) -> None:
+    if not part.isdigit() or int(part) > len(target):
+        raise UserError(f"{text!r}: {part} is not a place in that list, which has {len(target)} entries.")
+    if int(part) == len(target):
+        target.append(value)
+    else:
+        target[int(part)] = value

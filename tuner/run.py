@@ -1,0 +1,249 @@
+"""A run as a process: the folder it lives in, its journal, its controls, and its last words."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock, Timeout
+
+from . import assemble, checkpoint, device, optimizers, recipe
+from .console import Console
+from .errors import UserError
+from .events import Journal, birth, follow
+from .recipe import Recipe
+
+REQUESTS = ("stop", "save", "sample")
+
+
+class Controls:
+    """Requests are files: someone creates `control/NAME`, the run takes it at the next step border."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder / "control"
+        self.folder.mkdir(exist_ok=True)
+        for name in REQUESTS:  # requests to an earlier session are not meant for this one
+            self.take(name)
+        self.stopping = False
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._signalled)
+
+    def _signalled(self, *_: object) -> None:
+        self.stopping = True
+
+    def take(self, name: str) -> bool:
+        """Whether someone asked for `name` since the last call."""
+        try:
+            (self.folder / name).unlink()
+        except FileNotFoundError:
+            return False
+        return True
+
+    def stop(self) -> bool:
+        """Whether the run should end at this border."""
+        self.stopping = self.stopping or self.take("stop")
+        return self.stopping
+
+
+def start(wanted: Recipe, folder: Path) -> int:
+    """A new run in `folder`; returns the exit code. Raises `UserError` if the folder already holds a run."""
+    if checkpoint.complete(folder) or any(e["kind"] == "step" for e in follow(folder / "events.jsonl")[0]):
+        raise UserError(
+            f"{folder} already holds a run; go on with `python -m tuner resume {folder}` or choose another --out."
+        )
+    return _session(wanted, folder, resume=False)
+
+
+def resume(folder: Path) -> int:
+    """Go on with the run in `folder` from its newest whole checkpoint; returns the exit code."""
+    if not (folder / "recipe.yaml").is_file():
+        raise UserError(f"{folder} is no run folder: it has no recipe.yaml; give the folder that --out named.")
+    return _session(recipe.load(folder / "recipe.yaml"), folder, resume=True)
+
+
+def _session(wanted: Recipe, folder: Path, resume: bool) -> int:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"The run folder {folder} cannot be made ({error.strerror}); choose another with --out."
+        ) from None
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise UserError(f"{folder} is already running; stop it first, or choose another --out.") from None
+    with lock:
+        return watched(folder, lambda say, controls: train(wanted, folder, say, controls, resume))
+
+
+def watched(folder: Path, work: Callable[[Callable[..., Any], Controls], str]) -> int:
+    """Do `work` with a journal, and tell how it ended, whatever happens. `work` returns its last event's kind."""
+    journal, console, began = Journal(folder / "events.jsonl"), Console(), time.monotonic()
+
+    def say(kind: str, **fields: Any) -> None:
+        console(journal(kind, **fields))
+
+    try:
+        end = work(say, Controls(folder))
+        say(end, seconds=round(time.monotonic() - began, 1), folder=str(folder), **_step(folder))
+    except UserError as error:
+        _last_words(say, "failed", error=str(error), user=True, folder=str(folder))
+        sys.stderr.write(f"{error}\n")
+        return 1
+    except BaseException as error:
+        # the one place that catches everything: whoever looks at the folder later must learn what happened
+        text = f"{type(error).__name__}: {error}"
+        _last_words(
+            say, "failed", error=_memory(error) or text, user=False, trace=traceback.format_exc(), folder=str(folder)
+        )
+        sys.stderr.write(traceback.format_exc())
+        return 1 if _memory(error) else 2
+    finally:
+        console.close()
+        journal.close()
+    return 0
+
+
+def _last_words(say: Callable[..., Any], kind: str, **fields: Any) -> None:
+    try:
+        say(kind, **fields)
+    except OSError:
+        sys.stderr.write("The journal could not be written (is the disk full?).\n")
+
+
+def _memory(error: BaseException) -> str:
+    if not isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return ""
+    return (
+        "Memory ran out. Lower train.batch or media.resolutions, or set memory.checkpointing=true; "
+        "the last checkpoint is untouched."
+    )
+
+
+def _step(folder: Path) -> dict[str, int]:
+    steps = [e["step"] for e in follow(folder / "events.jsonl")[0] if e["kind"] == "step"]
+    return {"step": steps[-1]} if steps else {}
+
+
+def train(wanted: Recipe, folder: Path, say: Callable[..., Any], controls: Controls, resume: bool) -> str:
+    """The whole life of a training run; returns "finished" or "stopped"."""
+    whole = checkpoint.complete(folder) if resume else []
+    begin = checkpoint.step_of(whole[-1]) if whole else 0
+    say("started", pid=os.getpid(), born=birth(os.getpid()), from_step=begin, steps=wanted.train.steps,
+        name=wanted.name, family=wanted.family, device=device.pick().name, precision=wanted.train.precision)  # fmt: skip
+    say("phase", name="prepare", done=0, of=0)
+    ready = assemble.prepare(wanted)
+    for problem in ready.problems:
+        if problem.level != "error":
+            say(problem.level, where=problem.where, text=problem.text)
+    (folder / "recipe.yaml").write_text(recipe.dump(ready.recipe), encoding="utf-8")
+    job = assemble.build(ready, say)
+    run = Run(ready, job, folder, say)
+    say("hooks", hooks=job.trainer.stack.hooks())
+    if whole:
+        run.restore(whole[-1])
+    return run.go(controls)
+
+
+@dataclass
+class Run:
+    """Training with everything around it: validation, checkpoints, export."""
+
+    ready: assemble.Prepared
+    job: assemble.Job
+    folder: Path
+    say: Callable[..., Any]
+
+    def go(self, controls: Controls) -> str:
+        """Train to the end or until someone stops it."""
+        trainer, spec = self.job.trainer, self.ready.recipe
+        if self._unseen(trainer.index):
+            self.validate()
+        steps, saved = self.job.loader.steps(trainer.index), trainer.index
+        while trainer.index < spec.train.steps and not controls.stop():
+            began = time.perf_counter()
+            said = trainer.step([b.to(trainer.accelerator.device) for b in next(steps)])
+            seconds = round(time.perf_counter() - began, 4)
+            self.say("step", step=trainer.index, of=spec.train.steps, seconds=seconds, **said)
+            last = trainer.index == spec.train.steps
+            if last or trainer.index % spec.save.every == 0 or controls.take("save"):
+                self.save()
+                saved = trainer.index
+            if last or self._due() or controls.take("sample"):
+                self.validate()
+        steps.close()
+        if controls.stopping and trainer.index < spec.train.steps:
+            if saved != trainer.index:
+                self.save()
+            return "stopped"
+        self.say("phase", name="export", done=0, of=0)
+        with checkpoint.enough_space(self.folder, 0):
+            path = assemble.exported(self.job, self.ready, self.folder)
+        self.say("export", path=str(path.relative_to(self.folder)), verified=True)
+        return "finished"
+
+    def _due(self) -> bool:
+        spec = self.ready.recipe.validation
+        return spec is not None and self.job.trainer.index % spec.every == 0
+
+    def _unseen(self, step: int) -> bool:
+        """Whether a validation is due here that no earlier session did (it may have been killed before it)."""
+        seen = {e["step"] for e in follow(self.folder / "events.jsonl")[0] if e["kind"] == "validation"}
+        return (step == 0 or step == self.ready.recipe.train.steps or self._due()) and step not in seen
+
+    def validate(self) -> None:
+        """Validation loss and samples, if the recipe asks for them."""
+        if (validator := self.job.validator) is None:
+            return
+        step = self.job.trainer.index
+        self.say("validation", step=step, **validator.loss())
+        if validator.prompts:
+            with checkpoint.enough_space(self.folder, 0):
+                files = validator.samples(self.folder / "samples", step, lambda done, of: None)
+            self.say("sample", step=step, files=files, folder=str(self.folder / "samples"))
+
+    def save(self) -> None:
+        """A checkpoint, then the deletion of those that are too many."""
+        trainer = self.job.trainer
+        with optimizers.evaluation(trainer.optimizer):
+            weights = trainer.adapter.state_dict()
+        weights_live = trainer.adapter.state_dict()
+        state = {
+            "index": trainer.index,
+            "live": {k: v for k, v in weights_live.items() if not v.equal(weights[k])},
+            "optimizer": trainer.optimizer.state_dict(),
+            "scheduler": trainer.scheduler.state_dict(),
+            "scaler": trainer.accelerator.scaler.state_dict() if trainer.accelerator.scaler else {},
+            "extensions": trainer.stack.state_dict(),
+            "threads": torch.get_num_threads(),
+        }
+        path = checkpoint.save(self.folder, trainer.index, weights, trainer.adapter.metadata(), state)
+        checkpoint.prune(self.folder, self.ready.recipe.save.keep)
+        self.say("checkpoint", step=trainer.index, path=str(path.relative_to(self.folder)))
+
+    def restore(self, folder: Path) -> None:
+        """Take everything back from a checkpoint."""
+        weights, state = checkpoint.load(folder)
+        trainer = self.job.trainer
+        trainer.adapter.load_state_dict({**weights, **state["live"]})
+        trainer.optimizer.load_state_dict(state["optimizer"])
+        trainer.scheduler.load_state_dict(state["scheduler"])
+        if trainer.accelerator.scaler and state["scaler"]:
+            trainer.accelerator.scaler.load_state_dict(state["scaler"])
+        trainer.stack.load_state_dict(state["extensions"])
+        trainer.index = state["index"]
+        if state["threads"] != torch.get_num_threads():
+            text = (
+                f"This run began with {state['threads']} threads and goes on with {torch.get_num_threads()}; "
+                "the last digits of the loss will differ from an uninterrupted run."
+            )
+            self.say("warning", where="threads", text=text)

@@ -1,0 +1,103 @@
+"""What a run looks at while it trains: samples from fixed seeds, and the loss at fixed noise and fixed t."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from . import optimizers, sample
+from .family import Request
+from .loop import Trainer
+from .objective import error, reduce
+from .recipe import ValidateSpec
+from .seeds import mix
+from .source import Source
+from .types import Batch, Cond, Noised, generator
+
+TIMES = (0.1, 0.3, 0.5, 0.7, 0.9)
+"""The noise levels of the validation loss: it moves only when the model does, never with the draw of t."""
+
+
+@dataclass
+class Validator:
+    """Draws samples and measures the loss of a trainer without leaving a trace in its state.
+
+    items: batches of one picture. prompts: one unbatched condition per prompt.
+    """
+
+    trainer: Trainer
+    spec: ValidateSpec
+    source: Source
+    items: Sequence[Batch]
+    prompts: Sequence[Cond]
+    negative: Cond | None
+    dtype: torch.dtype
+
+    @contextmanager
+    def _watching(self) -> Iterator[None]:
+        """Averaged weights in place, network in evaluation mode; everything put back afterwards."""
+        network, random = self.trainer.parts.network, torch.get_rng_state()
+        network.eval()
+        try:
+            with torch.no_grad(), optimizers.evaluation(self.trainer.optimizer), self.trainer.stack.sampling():
+                yield
+        finally:
+            network.train()
+            torch.set_rng_state(random)
+
+    def loss(self) -> dict[str, Any]:
+        """Mean loss over the validation items, and per t: {"loss": float, "by_t": {"0.1": float, ...}}."""
+        by_t = {}
+        with self._watching():
+            for t in TIMES:
+                losses = [self._item_loss(i, t) for i in range(len(self.items))]
+                by_t[str(t)] = sum(losses) / len(losses)
+        return {"loss": sum(by_t.values()) / len(by_t), "by_t": by_t}
+
+    def _item_loss(self, i: int, t: float) -> float:
+        latents, cond = self.items[i].latents, self.items[i].cond
+        noise = torch.randn(latents.shape, generator=generator(mix(self.trainer.spec.seed, "validation", i, t)))
+        noised = self.trainer.objective.noised(
+            latents, noise.to(latents.device), torch.tensor([t], device=latents.device)
+        )
+        prediction = self.trainer.predict(noised.x, noised.t, cond)
+        plain = Noised(noised.x, noised.t, noised.noise, noised.target)
+        return float(reduce(error(prediction, noised.target, self.trainer.spec.loss, self.trainer.spec.huber_c), plain))
+
+    def samples(self, folder: Path, step: int, each: Callable[[int, int], None]) -> list[dict[str, Any]]:
+        """One picture per prompt into `folder`; returns what the journal says of them.
+
+        each: called with (done, of) after every picture.
+        """
+        family, parts = self.trainer.family, self.trainer.parts
+        assert self.spec.size is not None
+        self._load_decoder()
+        said = []
+        with self._watching(), sample.as_exported(self.trainer.trained, self.dtype):
+            for i, (prompt, cond) in enumerate(zip(self.spec.prompts, self.prompts, strict=True)):
+                guidance = family.guidance if self.spec.guidance is None else self.spec.guidance
+                request = Request(cond, self.negative, *self.spec.size, self.spec.steps, guidance, self.spec.seed)
+                name = f"step-{step:06d}-{i:02d}.png"
+                folder.mkdir(exist_ok=True)
+                sample.draw(family, parts, request).save(folder / name)
+                said.append({"prompt": prompt, "file": f"{folder.name}/{name}", "seed": self.spec.seed})
+                each(i + 1, len(self.prompts))
+        self._move_decoder(torch.device("cpu"))
+        return said
+
+    def _load_decoder(self) -> None:
+        """The media decoder is loaded at the first sample and waits in main memory between samples."""
+        parts, family = self.trainer.parts, self.trainer.family
+        for name in (*family.media_parts, "scheduler"):
+            if parts.components.get(name) is None:
+                parts.components[name] = self.source.load(name, self.dtype)
+        self._move_decoder(next(parts.network.parameters()).device)
+
+    def _move_decoder(self, device: torch.device) -> None:
+        for name in self.trainer.family.media_parts:
+            self.trainer.parts.components[name].to(device)
