@@ -73,7 +73,7 @@ def prepare(recipe: Recipe) -> Prepared:
     objective = family.objective(source, recipe.train.snr_gamma)
     geometry = family.geometry(source)
     ready = Prepared(
-        recipe, family, source, objective, geometry, where, built, index.scan(recipe.data, geometry.multiple)
+        recipe, family, source, objective, geometry, where, built, index.scan(recipe.data, geometry.multiple, store=cache_folder())
     )
     _plan(ready)
     ready.problems += _settings(ready)

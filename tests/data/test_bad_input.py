@@ -220,15 +220,20 @@ def test_exif_orientation(turn, tmp_path):
 
 
 def test_profile_is_applied(tmp_path):
-    """Linear-light grey of 0.5 is about 188 in sRGB; a damaged profile is said and ignored."""
-    lab = ImageCms.ImageCmsProfile(ImageCms.createProfile("XYZ")).tobytes()
-    Image.new("RGB", (32, 32), (128, 128, 128)).save(tmp_path / "a.png", icc_profile=b"no profile")
-    Image.new("RGB", (32, 32), (128, 128, 129)).save(tmp_path / "b.png", icc_profile=lab)
+    """A profile that calls red what sRGB calls blue; one of another colour model, and a damaged one, are only said."""
+    swapped = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    swapped = swapped.replace("sRGB".encode("utf-16-be"), "mine".encode("utf-16-be"))
+    swapped = swapped.replace(b"rXYZ", b"????", 1).replace(b"bXYZ", b"rXYZ", 1).replace(b"????", b"bXYZ", 1)
+    other = ImageCms.ImageCmsProfile(ImageCms.createProfile("XYZ")).tobytes()
+    for name, profile in (("a", swapped), ("b", b"no profile"), ("c", other)):
+        Image.new("RGB", (32, 32), (200, 0, 0)).save(tmp_path / f"{name}.png", icc_profile=profile)
     index = scan([DataSet(path=str(tmp_path), caption="x")], 16)
     notes = texts(index.problems, "note")
-    assert "a.png has a colour profile that cannot be applied" in notes
-    assert "b.png has " in notes
-    assert media.load(index.items[0].path, index.items[0].digest).getpixel((0, 0)) == (128, 128, 128)
+    assert "a.png has the colour profile mine" in notes
+    assert "b.png has a colour profile that cannot be applied" in notes
+    assert "c.png has a colour profile that cannot be applied" in notes
+    pixels = [media.load(i.path, i.digest).getpixel((0, 0)) for i in index.items]
+    assert np.abs(np.array(pixels) - [(0, 0, 200), (200, 0, 0), (200, 0, 0)]).max() <= 1
 
 
 def test_changed_file_is_refused(tmp_path):

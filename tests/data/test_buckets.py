@@ -42,6 +42,16 @@ def test_shape_stays_near(aspect, multiple, steps):
     assert abs(math.log(w / h / aspect)) <= step_of(edge, multiple) / min(w, h)
 
 
+@settings(max_examples=200, deadline=None)
+@given(st.floats(0.01, 100), multiples, st.integers(1, 96))
+def test_nearest_of_all_is_chosen(aspect, multiple, steps):
+    edge = multiple * steps
+    errors = [abs(math.log(w / h / aspect)) for w, h in buckets(edge, multiple)]
+    w, h = choose(aspect, edge, multiple)
+    assert (w, h) in buckets(edge, multiple)
+    assert abs(math.log(w / h / aspect)) <= min(errors) + 1e-9
+
+
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.tuples(sides, sides), max_size=20), st.lists(st.integers(64, 1024), min_size=1, max_size=3))
 def test_every_item_once_per_resolution(sizes, resolutions):

@@ -43,6 +43,11 @@ def test_round_trip(cache):
     assert all(torch.equal(got[k], v) and got[k].dtype == v.dtype for k, v in entry.items())
     assert files(cache) == [cache.root / "ab" / "ab12.safetensors"]
     assert cache.missing(["ab12", "cd", "cd"]) == ["cd"]
+    whole = torch.arange(12).reshape(3, 4)
+    cache.put("views", {"row": whole[1], "again": whole[1], "column": whole[:, 1]})
+    assert {k: v.tolist() for k, v in cache.get("views").items()} == {
+        "row": [4, 5, 6, 7], "again": [4, 5, 6, 7], "column": [1, 5, 9],
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("keep", [0, 4, 8, 60, -1])

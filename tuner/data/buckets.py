@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -78,12 +79,23 @@ def buckets(edge: int, multiple: int) -> tuple[tuple[int, int], ...]:
     return tuple(sorted(sizes, key=lambda s: (s[0] / s[1], s)))
 
 
+@lru_cache(64)
+def _shapes(edge: int, multiple: int) -> tuple[tuple[float, ...], tuple[tuple[int, int], ...]]:
+    """log(width / height), ascending, and the bucket of each; of buckets of one shape the nearest in area."""
+    by_shape: dict[float, tuple[int, int]] = {}
+    for size in sorted(buckets(edge, multiple), key=lambda s: (abs(s[0] * s[1] - edge * edge), s)):
+        by_shape.setdefault(math.log(size[0] / size[1]), size)
+    shapes = sorted(by_shape)
+    return tuple(shapes), tuple(by_shape[s] for s in shapes)
+
+
 def choose(aspect: float, edge: int, multiple: int) -> tuple[int, int]:
-    """The bucket whose shape is nearest to width / height = `aspect`, by ratio; of equals the nearest in area."""
-    return min(
-        buckets(edge, multiple),
-        key=lambda s: (round(abs(math.log(s[0] / s[1] / aspect)), 9), abs(s[0] * s[1] - edge * edge), s),
-    )
+    """The bucket whose shape is nearest to width / height = `aspect`, by ratio."""
+    shapes, sizes = _shapes(edge, multiple)
+    wanted = math.log(aspect)
+    above = min(max(bisect(shapes, wanted), 1), len(shapes) - 1) if len(shapes) > 1 else 0
+    below = max(above - 1, 0)
+    return sizes[below] if wanted - shapes[below] <= shapes[above] - wanted else sizes[above]
 
 
 def frame(original: tuple[int, int], size: tuple[int, int]) -> Framing:

@@ -72,7 +72,7 @@ class Cache:
 
     def put(self, key: str, tensors: dict[str, Tensor]) -> None:
         """Store tensors (from any device). Raises `UserError` when the disk is full or may not be written to."""
-        data = save({k: v.detach().cpu().contiguous() for k, v in tensors.items()})
+        data = save({k: v.detach().cpu().clone(memory_format=torch.contiguous_format) for k, v in tensors.items()})
         path = self.path(key)
         partial = path.with_name(f".{key}.{os.getpid()}.{threading.get_ident()}.tmp")
         try:

@@ -19,6 +19,7 @@ LIMIT = 200_000_000
 
 Image.MAX_IMAGE_PIXELS = LIMIT
 warnings.simplefilter("error", Image.DecompressionBombWarning)
+warnings.filterwarnings("ignore", category=UserWarning, module="PIL")  # on damaged metadata; the pixels decide
 
 BROKEN = (
     OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, AttributeError, EOFError, RuntimeError,

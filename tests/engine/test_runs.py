@@ -1,0 +1,223 @@
+"""Runs as their users start them: processes that are killed, resumed, stopped and started twice."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from PIL import Image
+from safetensors.torch import load_file
+
+from tuner import checkpoint
+from tuner.events import follow, status
+
+ROOT = Path(__file__).resolve().parents[2]
+STEPS = 14
+
+
+def pictures(folder: Path, count: int = 5) -> Path:
+    """Pictures of two shapes, with captions."""
+    folder.mkdir(parents=True)
+    for i in range(count):
+        size = (64, 64) if i % 2 else (96, 48)
+        Image.effect_mandelbrot(size, (-2 + i / 9, -1.5, 1, 1.5), 60).convert("RGB").save(folder / f"{i}.png")
+        (folder / f"{i}.txt").write_text(f"a fractal number {i}")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory, tiny) -> Path:
+    """A run that uses whatever draws random numbers or keeps state: dropout, EMA, caption dropout, accumulation."""
+    folder = tmp_path_factory.mktemp("runs")
+    pictures(folder / "pictures")
+    settings = {
+        "name": "kill me",
+        "family": "flux1",
+        "source": str(tiny("flux1")),
+        "options": {"max_tokens": 24},
+        "adapter": {"kind": "lora", "rank": 4, "alpha": 2, "dropout": 0.1},
+        "data": [{"path": str(folder / "pictures")}],
+        "media": {"resolutions": [64]},
+        "train": {"steps": STEPS, "batch": 2, "accumulate": 2, "lr": 1e-2, "precision": "fp32", "caption_dropout": 0.3,
+                  "schedule": "cosine", "warmup": 2},
+        "extensions": [{"kind": "ema", "decay": 0.9}],
+        "validate": {"prompts": ["a fractal"], "every": 6, "steps": 3},
+        "save": {"every": 3, "keep": 2},
+    }  # fmt: skip
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(settings))
+    return folder / "recipe.yaml"
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """A workspace of its own, one thread (the number of threads changes the last digits)."""
+    home = tmp_path_factory.mktemp("home")
+    return {**os.environ, "TUNER_HOME": str(home), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TUNER_DEVICE": "cpu"}
+
+
+def tuner(environment: dict[str, str], *arguments: object, **more) -> subprocess.CompletedProcess[str]:
+    """`python -m tuner ...` to its end."""
+    command = [sys.executable, "-m", "tuner", *map(str, arguments)]
+    return subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=240, check=False, **more)
+
+
+def losses(folder: Path) -> dict[int, float]:
+    """Step → loss; a step that was done again after a resume counts as it was done last."""
+    return {e["step"]: e["loss"] for e in follow(folder / "events.jsonl")[0] if e["kind"] == "step"}
+
+
+def result(folder: Path) -> dict[str, bytes]:
+    """The bytes of every exported tensor."""
+    tensors = load_file(folder / "export" / "diffusers" / "pytorch_lora_weights.safetensors")
+    return {k: v.numpy().tobytes() for k, v in tensors.items()}
+
+
+@pytest.fixture(scope="module")
+def straight(recipe: Path, environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run without interruption."""
+    out = tmp_path_factory.mktemp("straight") / "run"
+    done = tuner(environment, "run", recipe, "--out", out)
+    assert done.returncode == 0, done.stderr
+    return out
+
+
+def test_a_finished_run_has_the_files_that_were_promised(straight: Path) -> None:
+    assert status(straight).state == "finished"
+    for name in ("recipe.yaml", "events.jsonl", "control", "export/diffusers/pytorch_lora_weights.safetensors"):
+        assert (straight / name).exists(), name
+    assert [f.name for f in checkpoint.complete(straight)] == ["step-000012", "step-000014"]
+    samples = sorted(p.name for p in (straight / "samples").iterdir())
+    assert samples == [f"step-{s:06d}-00.png" for s in (0, 6, 12, 14)]
+    assert len(losses(straight)) == STEPS
+    assert len(set(losses(straight).values())) == STEPS
+
+
+def test_killed_three_times_it_ends_bit_equal(
+    straight: Path, recipe: Path, environment: dict[str, str], tmp_path: Path
+) -> None:
+    """SIGKILL at a random moment of training, three times; losses and adapter are those of the straight run."""
+    out, dice = tmp_path / "run", random.Random()
+    log = open(tmp_path / "log.txt", "w+")
+    for kill in range(3):
+        command = ["run", str(recipe), "--out", str(out)] if kill == 0 else ["resume", str(out)]
+        process = subprocess.Popen([sys.executable, "-m", "tuner", *command], env=environment, cwd=ROOT, stdout=log, stderr=log)
+        target = dice.randint(kill * 4 + 1, kill * 4 + 4)
+        deadline = time.monotonic() + 120
+        while process.poll() is None and max(losses(out), default=0) < target:
+            assert time.monotonic() < deadline
+            time.sleep(0.002)
+        time.sleep(dice.random() * 0.05)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert status(out).state in ("crashed", "finished"), (tmp_path / "log.txt").read_text()
+    done = tuner(environment, "resume", out)
+    assert done.returncode == 0, done.stderr
+    assert losses(out) == losses(straight)
+    assert result(out) == result(straight)
+    for picture in (straight / "samples").iterdir():
+        assert (out / "samples" / picture.name).read_bytes() == picture.read_bytes()
+
+
+KILLED_WHILE_SAVING = """
+import os, signal, sys
+from tuner import checkpoint
+from tuner.__main__ import main
+
+write, count = checkpoint.torch.save, [0]
+
+def torn(state, path):
+    count[0] += 1
+    if count[0] == 2:
+        open(path, "wb").write(b"half of a checkpoint")
+        os.kill(os.getpid(), signal.SIGKILL)
+    write(state, path)
+
+checkpoint.torch.save = torn
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_a_kill_inside_a_checkpoint_save_loses_nothing(
+    straight: Path, recipe: Path, environment: dict[str, str], tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    killed = subprocess.run(
+        [sys.executable, "-c", KILLED_WHILE_SAVING, "run", str(recipe), "--out", str(out)],
+        env=environment, cwd=ROOT, capture_output=True, check=False,
+    )  # fmt: skip
+    assert killed.returncode == -signal.SIGKILL
+    assert [f.name for f in checkpoint.complete(out)] == ["step-000003"]
+    assert list((out / "checkpoints").glob(".partial-*")), "the kill was meant to fall inside a save"
+    with (out / "events.jsonl").open("a") as journal:  # and the journal's last line is torn as well
+        journal.write('{"at": 17, "kind": "ste')
+    done = tuner(environment, "resume", out)
+    assert done.returncode == 0, done.stderr
+    assert losses(out) == losses(straight)
+    assert result(out) == result(straight)
+    assert not list((out / "checkpoints").glob(".partial-*"))
+    torn = [e for e in follow(out / "events.jsonl")[0] if e["kind"] == "warning" and "torn" in e["text"]]
+    assert len(torn) == 1
+
+
+def test_controls_are_obeyed_and_a_second_start_is_refused(recipe: Path, environment: dict[str, str], tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    arguments = ["run", str(recipe), "train.steps=5000", "validate.every=5000", "save.every=5000", "--out", str(out)]
+    with (tmp_path / "log").open("w") as log:
+        process = subprocess.Popen([sys.executable, "-m", "tuner", *arguments], env=environment, cwd=ROOT, stdout=log, stderr=log)
+        try:
+            wait_for(out, "step")
+            assert status(out).state == "running"
+            second = tuner(environment, "resume", out)
+            assert second.returncode == 1
+            assert "already running" in second.stderr and str(out) in second.stderr
+            (out / "control" / "save").touch()
+            wait_for(out, "checkpoint")
+            (out / "control" / "sample").touch()
+            wait_for(out, "sample", 2)
+            (out / "control" / "stop").touch()
+            assert process.wait(60) == 0
+        finally:
+            process.kill()
+    assert status(out).state == "stopped"
+    stopped_at = status(out).step
+    assert checkpoint.step_of(checkpoint.complete(out)[-1]) == stopped_at
+    again = tuner(environment, "run", recipe, "--out", out)
+    assert again.returncode == 1 and "already holds a run" in again.stderr and "resume" in again.stderr
+
+
+def wait_for(out: Path, kind: str, count: int = 1) -> None:
+    """Until the journal holds `count` events of that kind."""
+    deadline = time.monotonic() + 120
+    while sum(e["kind"] == kind for e in follow(out / "events.jsonl")[0]) < count:
+        assert time.monotonic() < deadline, f"no {kind} event"
+        time.sleep(0.01)
+
+
+def test_a_full_disk_is_a_sentence_and_keeps_the_last_checkpoint(
+    recipe: Path, environment: dict[str, str], tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    code = KILLED_WHILE_SAVING.replace("os.kill(os.getpid(), signal.SIGKILL)", "raise OSError(28, 'No space left on device')")
+    done = subprocess.run(
+        [sys.executable, "-c", code, "run", str(recipe), "--out", str(out)],
+        env=environment, cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert f"no space left to write in {out}" in done.stderr and "resume" in done.stderr
+    assert [f.name for f in checkpoint.complete(out)] == ["step-000003"]
+    assert status(out).state == "failed" and "no space left" in status(out).error
+
+
+def test_the_last_line_of_a_failed_run_is_one_plain_sentence(recipe: Path, environment: dict[str, str], tmp_path: Path) -> None:
+    done = tuner(environment, "run", recipe, "train.lr=1e30", "train.clip=0", "--out", tmp_path / "run")
+    assert done.returncode == 1
+    last = json.loads((tmp_path / "run" / "events.jsonl").read_text().splitlines()[-1])
+    assert last["kind"] == "failed" and "train.lr" in last["error"]
