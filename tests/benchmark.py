@@ -23,7 +23,9 @@ os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TUNER_DEVICE": "c
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-LARGE = dict(num_layers=2, num_single_layers=3, num_attention_heads=4, attention_head_dim=64, axes_dims_rope=[16, 24, 24])
+LARGE = dict(
+    num_layers=2, num_single_layers=3, num_attention_heads=4, attention_head_dim=64, axes_dims_rope=[16, 24, 24]
+)
 
 
 def main() -> int:
@@ -126,7 +128,16 @@ def bare(recipe: str) -> Callable[[int], None]:
 
     settings = yaml.safe_load(Path(recipe).read_text())
     model = FluxTransformer2DModel.from_pretrained(f"{settings['source']}/transformer").requires_grad_(False)
-    targets = ["attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"]
+    targets = [
+        "attn.to_q",
+        "attn.to_k",
+        "attn.to_v",
+        "attn.to_out.0",
+        "add_q_proj",
+        "add_k_proj",
+        "add_v_proj",
+        "to_add_out",
+    ]
     model.add_adapter(peft.LoraConfig(r=4, lora_alpha=4, target_modules=targets))
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-4)
@@ -145,7 +156,8 @@ def bare(recipe: str) -> Callable[[int], None]:
             x = (1 - t) * z + t * noise
             out = model(
                 hidden_states=FluxPipeline._pack_latents(x, 1, c, side, side), timestep=t,
-                guidance=torch.ones(1) if model.config.guidance_embeds else None, pooled_projections=pooled[i % 32][None],
+                guidance=torch.ones(1) if model.config.guidance_embeds else None,
+                pooled_projections=pooled[i % 32][None],
                 encoder_hidden_states=texts[i % 32][None], txt_ids=text_ids, img_ids=image_ids, return_dict=False,
             )[0]  # fmt: skip
             loss = (FluxPipeline._unpack_latents(out, side, side, 1) - (noise - z)).square().mean()

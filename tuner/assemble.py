@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from pydantic import ValidationError
 from torch import Tensor
 
@@ -72,9 +73,8 @@ def prepare(recipe: Recipe) -> Prepared:
     Stack(built)
     objective = family.objective(source, recipe.train.snr_gamma)
     geometry = family.geometry(source)
-    ready = Prepared(
-        recipe, family, source, objective, geometry, where, built, index.scan(recipe.data, geometry.multiple, store=cache_folder())
-    )
+    found = index.scan(recipe.data, geometry.multiple, store=cache_folder())
+    ready = Prepared(recipe, family, source, objective, geometry, where, built, found)
     _plan(ready)
     ready.problems += _settings(ready)
     return ready
@@ -130,23 +130,26 @@ def _settings(ready: Prepared) -> list[Problem]:
     if recipe.train.shift != "auto" and not ready.objective.flow:
         text = f"train.shift has no meaning for {ready.family.name}, which is no flow model; remove it."
         found.append(Problem("error", "train.shift", text, {"train.shift": "auto"}))
-    if recipe.train.warmup >= recipe.train.steps:
-        text = f"train.warmup is {recipe.train.warmup}, but the run has {recipe.train.steps} steps; lower it."
-        found.append(Problem("error", "train.warmup", text, {"train.warmup": recipe.train.steps // 10}))
-    if recipe.adapter.kind == "lora" and isinstance(recipe.adapter.targets, str):
-        if recipe.adapter.targets not in ready.family.targets:
-            known = ", ".join(ready.family.targets)
-            text = f"adapter.targets is {recipe.adapter.targets!r}; {ready.family.name} has the presets {known}; choose one."
-            found.append(Problem("error", "adapter.targets", text, {"adapter.targets": "default"}))
-    if (spec := recipe.validation) is not None and spec.size is not None:
-        if any(edge % ready.geometry.multiple for edge in spec.size):
-            text = f"validate.size is {spec.size}; both must be multiples of {ready.geometry.multiple}."
-            rounded = [max(1, round(e / ready.geometry.multiple)) * ready.geometry.multiple for e in spec.size]
-            found.append(Problem("error", "validate.size", text, {"validate.size": rounded}))
+    found += [*_target_problems(ready), *_size_problems(ready)]
     for i, e in enumerate(ready.extensions):
         if reason := e.refuses(ready.family, recipe):
             found.append(Problem("error", f"extensions.{i}", f"{e.kind}: {reason}"))
     return found
+
+
+def _target_problems(ready: Prepared) -> Iterator[Problem]:
+    targets, presets = getattr(ready.recipe.adapter, "targets", []), ready.family.targets
+    if isinstance(targets, str) and targets not in presets:
+        text = f"adapter.targets is {targets!r}; {ready.family.name} has the presets {', '.join(presets)}; choose one."
+        yield Problem("error", "adapter.targets", text, {"adapter.targets": "default"})
+
+
+def _size_problems(ready: Prepared) -> Iterator[Problem]:
+    spec, multiple = ready.recipe.validation, ready.geometry.multiple
+    if spec is not None and spec.size is not None and any(edge % multiple or edge < multiple for edge in spec.size):
+        text = f"validate.size is {list(spec.size)}; both must be multiples of {multiple}."
+        rounded = [max(1, round(edge / multiple)) * multiple for edge in spec.size]
+        yield Problem("error", "validate.size", text, {"validate.size": rounded})
 
 
 def report(ready: Prepared) -> dict[str, Any]:
@@ -196,14 +199,14 @@ def load_trainer(ready: Prepared, dtype: torch.dtype) -> Trainer:
     """The denoiser with its adapter, techniques and optimiser, on the device."""
     recipe, family = ready.recipe, ready.family
     precision = "no" if recipe.train.precision == "fp32" else recipe.train.precision
+    AcceleratorState._reset_state()  # accelerate keeps the precision of the first run of a process
     accelerator = Accelerator(mixed_precision=precision, cpu=ready.device.kind == "cpu")
     parts = family.load(ready.source, (family.denoiser,), dtype)
     torch.manual_seed(mix(recipe.train.seed, "adapter"))
     adapter = adapters.build(recipe.adapter, family, parts)
     network = parts.network.to(accelerator.device)
     network.train()
-    if recipe.memory.checkpointing:
-        network.enable_gradient_checkpointing()
+    _speed_and_memory(ready, network)
     stack = Stack(ready.extensions)
     stack.attach(Context(family, network, adapter, recipe.train.steps))
     scheduler_config = ready.source.config("scheduler")
@@ -219,6 +222,25 @@ def load_trainer(ready: Prepared, dtype: torch.dtype) -> Trainer:
         family, parts, adapter, ready.objective, recipe.train.timesteps, shift, stack,
         accelerator.prepare(optimizer), scheduler, accelerator, recipe.train,
     )  # fmt: skip
+
+
+def _speed_and_memory(ready: Prepared, network: Any) -> None:
+    memory = ready.recipe.memory
+    if memory.checkpointing:
+        network.enable_gradient_checkpointing()
+    if memory.attention:
+        try:
+            network.set_attention_backend(memory.attention)
+        except (ValueError, RuntimeError, ImportError) as error:
+            first = str(error).strip().splitlines()[0]
+            raise UserError(f"memory.attention is {memory.attention!r}: {first} Choose another, or leave it empty.") from None
+    if memory.compile:
+        shapes = {planned.framing.size for planned in ready.planned}
+        try:
+            # few shapes are compiled exactly, which runs faster; many would be compiled again and again
+            network.compile_repeated_blocks(dynamic=False if len(shapes) <= 2 else None)
+        except ValueError:
+            raise UserError(f"memory.compile: {ready.family.name} has no repeated blocks to compile; turn it off.") from None
 
 
 def fill_media(ready: Prepared, store: cache.Cache, dtype: torch.dtype, say: Say) -> list[str]:
@@ -242,7 +264,9 @@ def fill_text(ready: Prepared, store: cache.Cache, dtype: torch.dtype, say: Say)
     if spec is not None:
         captions |= {*spec.prompts, spec.negative}
     present = [p for p in family.text_parts if ready.source.has(p)]
-    fingerprint = f"{ready.source.fingerprint(*present)} {dtype} {ready.device.kind}"
+    fingerprint = (
+        f"{ready.source.fingerprint(*present)} {sorted(ready.source.flags.items())} {dtype} {ready.device.kind}"
+    )
     keys = cache.text_keys(sorted(captions), family, fingerprint)
     if store.missing(keys.values()):
         encoder = _encoder(ready, family.text_parts, dtype, fingerprint)

@@ -53,7 +53,8 @@ def markdown() -> str:
     for f in data["families"]:
         tasks, presets = ", ".join(f["tasks"]), ", ".join(f["targets"])
         lines.append(
-            f"| `{f['name']}` | {f['title']} | {f['size']} | {tasks} | LoRA ({presets}), full | {f['resolution']} | {f['licence']} |"
+            f"| `{f['name']}` | {f['title']} | {f['size']} | {tasks} | LoRA ({presets}), full "
+            f"| {f['resolution']} | {f['licence']} |"
         )
     lines += ["", "| technique | what it does | settings |", "|---|---|---|"]
     for e in data["extensions"]:

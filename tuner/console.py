@@ -36,9 +36,8 @@ class Console:
             self.close()
             self.name = name
             self.bar = tqdm(total=of or None, desc=name, initial=0, leave=True, dynamic_ncols=True) if of else None
-            if (
-                self.bar is not None and name == "train" and done > 1
-            ):  # resumed: earlier steps are not this session's speed
+            # after a resume the earlier steps are not this session's speed
+            if self.bar is not None and name == "train" and done > 1:
                 self.bar.initial = self.bar.n = done - 1
         if self.bar is not None:
             if note:
@@ -67,7 +66,8 @@ def sentence(event: dict[str, Any]) -> str:
     if kind == "export":
         return f"Exported {event['path']} (opened again and compared: equal)"
     if kind == "stopped":
-        return f"Stopped at step {event['step']}; everything is saved. Go on with `python -m tuner resume {event['folder']}`."
+        way = f"Go on with `python -m tuner resume {event['folder']}`."
+        return f"Stopped at step {event.get('step', 0)}; everything is saved. {way}"
     if kind == "finished":
         return f"Finished in {event['seconds']:.0f} s: {event['folder']}"
     return ""

@@ -48,7 +48,7 @@ def main(wanted: Recipe, out: Path) -> int:
         return code
     before, after = ([_open(folder / f"{column:02d}-{row:02d}-0.png") for row in range(SHOWN)] for column in (0, 1))
     style = [_open(path) for path in sorted(Path(wanted.data[0].path).glob("*.png"))]
-    measured = measure(before, after, style, {s: p for s, p in zip(subjects, real, strict=True)}, chosen)
+    measured = measure(before, after, style, dict(zip(subjects, real, strict=True)), chosen)
     (out / "demo.json").write_text(json.dumps(measured, indent=1))
     grid(chosen, before, after).save(out / "before-after.png")
     sys.stdout.write(_summary(measured, out))
@@ -125,7 +125,9 @@ def grid(names: list[str], before: list[Picture], after: list[Picture], across: 
         lines = [name] if pen.textlength(name, font) <= edge else [" ".join(words[:half]), " ".join(words[half:])]
         pen.multiline_text((x, y), "\n".join(line[:16] for line in lines), "black", font, spacing=1)
         for place, picture in enumerate((before[i], after[i])):
-            image = Image.fromarray((picture * 255).round().astype(np.uint8)).resize((edge, edge), Image.Resampling.NEAREST)
+            image = Image.fromarray((picture * 255).round().astype(np.uint8)).resize(
+                (edge, edge), Image.Resampling.NEAREST
+            )
             sheet.paste(image, (x, y + label + place * edge))
         if i % across == 0:
             pen.text((gap, y + label + edge // 2), "before", "#666", small)

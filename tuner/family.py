@@ -18,6 +18,7 @@ from .recipe import Model, TimestepSpec
 from .source import Source
 from .types import Cond, Parts
 
+
 class Options(Model):
     """Settings that only one family has; subclass per family."""
 
@@ -98,7 +99,7 @@ class Family:
     def load(self, source: Source, parts: Sequence[str], dtype: torch.dtype) -> Parts:
         """Load the named components (those the model has), in `dtype`, frozen."""
         wanted = [p for p in parts if source.has(p) or p in (self.denoiser, *self.media_parts)]
-        return Parts(self.denoiser, {p: source.load(p, dtype) for p in wanted})
+        return Parts(self.denoiser, {**source.flags, **{p: source.load(p, dtype) for p in wanted}})
 
     def pipe(self, parts: Parts) -> Any:
         """The official pipeline around the loaded components; the others are None."""

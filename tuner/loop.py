@@ -74,11 +74,11 @@ class Trainer:
         for part, batch in enumerate(batches):
             for name, value in self.forward_backward(batch, part).items():
                 terms[name] = terms.get(name, 0) + value
-        said = {name: float(value) for name, value in terms.items()}
+        said: dict[str, float] = {name: float(value) for name, value in terms.items()}
         self._must_be_finite(said, batches)
         # no limit still measures the norm, which the journal shows
         norm = self.accelerator.clip_grad_norm_(self.trained, self.spec.clip or float("inf"))
-        said |= {"norm": float(norm) if norm is not None else 0.0, "lr": self.scheduler.get_last_lr()[0]}
+        said |= {"norm": float(norm) if norm is not None else 0.0, "lr": float(self.scheduler.get_last_lr()[0])}
         self.optimizer.step()
         self.scheduler.step()
         self.optimizer.zero_grad(set_to_none=True)

@@ -87,18 +87,18 @@ def evaluation(optimizer: Optimizer) -> Iterator[None]:
     Afterwards the parameters are back bit for bit (the rule's own way back rounds). Checkpoints belong outside:
     they hold the point at which training goes on.
     """
-    optimizer = getattr(optimizer, "optimizer", optimizer)  # accelerate's wrapper has an eval of its own
-    switch = getattr(optimizer, "eval", None)
-    if switch is None or not optimizer.param_groups[0]["train_mode"]:
+    rule: Any = getattr(optimizer, "optimizer", optimizer)  # accelerate's wrapper has an eval of its own
+    switch = getattr(rule, "eval", None)
+    if switch is None or not rule.param_groups[0]["train_mode"]:
         yield
         return
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    parameters = [p for group in rule.param_groups for p in group["params"]]
     kept = [p.detach().clone() for p in parameters]
     switch()
     try:
         yield
     finally:
-        optimizer.train()
+        rule.train()
         with torch.no_grad():
             for p, value in zip(parameters, kept, strict=True):
                 p.copy_(value)
@@ -157,7 +157,7 @@ def _refused(spec: TrainSpec, key: str) -> str | None:
     parameter.grad = torch.ones(2, 2)
     own = {k: v for k, v in _options(spec).items() if k not in spec.optimizer_options}
     try:
-        _make(spec, [parameter], {**own, key: _value(spec.optimizer_options[key])}).step()
+        _make(spec, [parameter], {**own, key: spec.optimizer_options[key]}).step()
     except _MISTAKES as error:
         return str(error).strip().splitlines()[0][:120] if str(error).strip() else type(error).__name__
     return None if parameter.isfinite().all() else "it makes the weights infinite"
@@ -187,19 +187,15 @@ def _options(spec: TrainSpec) -> dict[str, Any]:
     own = dict(_OWN.get(spec.optimizer, {}))
     if spec.optimizer == "schedulefree":
         own["warmup_steps"] = spec.warmup
-    return own | {k: _value(v) for k, v in spec.optimizer_options.items()}
-
-
-def _value(value: Any) -> Any:
-    """YAML has lists where optimisers want tuples (betas)."""
-    return tuple(value) if isinstance(value, list) else value
+    return own | spec.optimizer_options
 
 
 def _make(spec: TrainSpec, parameters: list[nn.Parameter], options: dict[str, Any]) -> Optimizer:
     """The rule, ready to train. Prodigy prints to standard output, which belongs to the journal."""
     with contextlib.redirect_stdout(io.StringIO()):
         lr = default_lr(spec.optimizer) if spec.lr is None else spec.lr
-        optimizer = _class(spec.optimizer)(parameters, lr=lr, **options)
+        rule: Any = _class(spec.optimizer)
+        optimizer = rule(parameters, lr=lr, **options)
     if spec.optimizer == "schedulefree":
         optimizer.train()
     return optimizer

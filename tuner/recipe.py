@@ -158,6 +158,12 @@ class MemorySpec(Model):
     """What to trade for memory."""
 
     checkpointing: bool = setting(False, "Recompute activations in the backward pass: less memory, slower")
+    compile: bool = setting(
+        False, "Compile the network's blocks with torch.compile: faster steps after a minute's wait", "expert"
+    )
+    attention: str | None = setting(
+        None, "Attention backend of diffusers by its name (native, flash, sage ...); empty: its own choice", "expert"
+    )
 
 
 class ValidateSpec(Model):

@@ -138,8 +138,17 @@ def train(wanted: Recipe, folder: Path, say: Callable[..., Any], controls: Contr
     """The whole life of a training run; returns "finished" or "stopped"."""
     whole = checkpoint.complete(folder) if resume else []
     begin = checkpoint.step_of(whole[-1]) if whole else 0
-    say("started", pid=os.getpid(), born=birth(os.getpid()), from_step=begin, steps=wanted.train.steps,
-        name=wanted.name, family=wanted.family, device=device.pick().name, precision=wanted.train.precision)  # fmt: skip
+    say(
+        "started",
+        pid=os.getpid(),
+        born=birth(os.getpid()),
+        from_step=begin,
+        steps=wanted.train.steps,
+        name=wanted.name,
+        family=wanted.family,
+        device=device.pick().name,
+        precision=wanted.train.precision,
+    )
     say("phase", name="prepare", done=0, of=0)
     ready = assemble.prepare(wanted)
     for problem in ready.problems:

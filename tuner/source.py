@@ -56,8 +56,8 @@ class Source:
             return Path(snapshot_download(self.hub_id, allow_patterns=list(patterns)))
         except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
             raise UserError(
-                f"source {self.hub_id} could not be fetched from the Hub ({type(error).__name__}); check the name, your "
-                "network, and for gated models that you accepted the licence and ran `hf auth login`."
+                f"source {self.hub_id} could not be fetched from the Hub ({type(error).__name__}); check the name, "
+                "your network, and for gated models that you accepted the licence and ran `hf auth login`."
             ) from None
 
     @cached_property
@@ -69,6 +69,11 @@ class Source:
     def pipeline(self) -> str:
         """Class name of the pipeline that the model was saved from."""
         return str(self.index.get("_class_name", ""))
+
+    @property
+    def flags(self) -> dict[str, Any]:
+        """Plain values in the index that the pipeline takes as arguments, such as `force_zeros_for_empty_prompt`."""
+        return {k: v for k, v in self.index.items() if k[0] != "_" and isinstance(v, bool | int | float | str)}
 
     def has(self, part: str) -> bool:
         """Whether the index names this component and does not leave it empty."""
@@ -105,6 +110,8 @@ class Source:
         if cls is None:
             raise UserError(f"source {self.name}: {part} wants {library}.{name}, which the installed {library} lacks.")
         network = issubclass(cls, torch.nn.Module)
+        if library == "transformers":  # its bars are longer than the loading of small models, and break ours
+            importlib.import_module("transformers.utils.logging").disable_progress_bar()
         try:
             loaded = cls.from_pretrained(folder, **({"torch_dtype": dtype} if network else {}))
         except (OSError, ValueError, RuntimeError, KeyError) as error:

@@ -44,7 +44,12 @@ class Validator:
         network, random = self.trainer.parts.network, torch.get_rng_state()
         network.eval()
         try:
-            with torch.no_grad(), optimizers.evaluation(self.trainer.optimizer), self.trainer.stack.sampling():
+            with (
+                torch.no_grad(),
+                torch.compiler.set_stance("force_eager"),  # compiling for these few shapes would cost a minute
+                optimizers.evaluation(self.trainer.optimizer),
+                self.trainer.stack.sampling(),
+            ):
                 yield
         finally:
             network.train()

@@ -12,8 +12,8 @@ from accelerate import Accelerator
 from diffusers import FluxTransformer2DModel, UNet2DConditionModel
 from torch import Tensor, nn
 
-from tuner import extensions, optimizers
-from tuner.blocks import Aligned, Blocks, walk
+from tuner import extensions, families, optimizers
+from tuner.blocks import Blocks, walk
 from tuner.errors import UserError
 from tuner.extension import Context, Extension, Stack, Step
 from tuner.extensions.tread import cut
@@ -24,14 +24,13 @@ from tuner.types import Batch, Noised, Parts
 
 SIDE, TEXT = 6, 3
 TOKENS = SIDE * SIDE
-RUN = {"tokens": "hidden_states", "output": 1, "aligned": (Aligned("image_rotary_emb", (0,)),)}
 
 
 class Flux:
     """As much of a family as the loop needs, around a transformer of 2 + 3 blocks."""
 
     name, title, modality = "small_flux", "Small Flux", "image"
-    blocks = (Blocks("transformer_blocks", **RUN), Blocks("single_transformer_blocks", **RUN))
+    blocks = families.get("flux1").blocks
     objective = Flow()
     channels = 4
 
@@ -237,6 +236,19 @@ def test_ema_does_not_change_training_and_resumes_exactly():
     assert not equal(again.stack.state_dict()["ema"]["average"], weights(again))
 
 
+def test_ema_and_a_schedule_free_rule_leave_no_trace():
+    t = trainer(Flux(), make("ema", decay=0.5))
+    spec = TrainSpec(optimizer="schedulefree", lr=1e-2)
+    t.optimizer, t.scheduler = optimizers.build(spec, t.adapter.parameters())
+    for _ in range(3):
+        t.step([batch(Flux())])
+    before, average = weights(t), t.stack.state_dict()["ema"]["average"]
+    with optimizers.evaluation(t.optimizer), t.stack.sampling():
+        assert equal(weights(t), average)
+    assert equal(weights(t), before)
+    t.step([batch(Flux())])
+
+
 # -- masked loss -------------------------------------------------------------------------------------------------------
 
 
@@ -356,9 +368,7 @@ def test_the_rotary_table_is_cut_as_the_tokens_are():
     )
     tables: list[Tensor] = []
     for block in (t.parts.network.transformer_blocks[1], t.parts.network.single_transformer_blocks[1]):
-        block.attn.register_forward_pre_hook(
-            lambda m, a, k: tables.append(k["image_rotary_emb"][0]), with_kwargs=True
-        )
+        block.attn.register_forward_pre_hook(lambda m, a, k: tables.append(k["image_rotary_emb"][0]), with_kwargs=True)
     t.forward_backward(batch(Flux()), 0)
     rows = torch.cat([torch.arange(TEXT), steps[0].routed + TEXT])
     assert len(tables) == 2

@@ -254,18 +254,20 @@ def picture(width: int, height: int) -> Tensor:
 # -- training ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("case", ["sd1", "sd1-velocity", "sdxl", "flux1"])
-def test_overfit_and_sample(tiny: Callable[..., Path], case: str) -> None:
+@pytest.mark.parametrize(("case", "steps"), [("sd1", 250), ("sd1-velocity", 150), ("sdxl", 200), ("flux1", 100)])
+def test_overfit_and_sample(tiny: Callable[..., Path], case: str, steps: int) -> None:
     """Trained on one latent, the official sampler gives that latent back; with the target's sign flipped it does not.
 
     A network trained on the negated target is the trained network with its answer negated, so that it is not trained
     a second time.
     """
-    rig, size = make(tiny, *CASES[case]), 32
+    rig, size = make(tiny, *CASES[case]), 16
     cells = rig.latent(size, size, 1).shape
-    z = nn.functional.interpolate(torch.randn(*cells[:2], 2, 2, generator=generator(4)), cells[2:], mode="bilinear")
+    # mostly one value per channel: a convolution without a sense of place cannot learn much else in so few steps
+    patches = torch.randn(*cells[:2], 2, 2, generator=generator(4))
+    z = torch.randn(*cells[:2], 1, 1, generator=generator(6)) + 0.4 * nn.functional.interpolate(patches, cells[2:])
     z = z / z.std()
-    train(rig, z, rig.cond([SHORT] * 8, size, size))
+    train(rig, z, rig.cond([SHORT] * 16, size, size), steps)
     getattr(rig.official, rig.family.denoiser).load_state_dict(rig.parts.network.state_dict())
     right = cosine(sample(rig, size), z)
     with_sign = rig.denoiser.register_forward_hook(lambda m, a, out: (-out[0],))
@@ -276,12 +278,12 @@ def test_overfit_and_sample(tiny: Callable[..., Path], case: str) -> None:
     assert flipped < 0.5
 
 
-def train(rig: Rig, z: Tensor, cond: Cond, steps: int = 300) -> None:
+def train(rig: Rig, z: Tensor, cond: Cond, steps: int) -> None:
     """The plain loop: full rank on one latent."""
     network, family, objective = rig.parts.network.train().requires_grad_(True), rig.family, rig.objective()
     shift = family.shift(z, rig.source.config("scheduler")) if objective.flow else 1.0
-    optimizer = torch.optim.AdamW(network.parameters(), lr=3e-3)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps, 1e-4)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-2, betas=(0.9, 0.99), weight_decay=0)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps, 2e-4)
     count = len(next(iter(cond.values())))
     clean = z.repeat(count, 1, 1, 1)
     for step in range(steps):

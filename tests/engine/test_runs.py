@@ -66,7 +66,9 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 def tuner(environment: dict[str, str], *arguments: object, **more) -> subprocess.CompletedProcess[str]:
     """`python -m tuner ...` to its end."""
     command = [sys.executable, "-m", "tuner", *map(str, arguments)]
-    return subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=240, check=False, **more)
+    return subprocess.run(
+        command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=240, check=False, **more
+    )
 
 
 def losses(folder: Path) -> dict[int, float]:
@@ -105,10 +107,12 @@ def test_killed_three_times_it_ends_bit_equal(
 ) -> None:
     """SIGKILL at a random moment of training, three times; losses and adapter are those of the straight run."""
     out, dice = tmp_path / "run", random.Random()
-    log = open(tmp_path / "log.txt", "w+")
+    log = (tmp_path / "log.txt").open("w+")
     for kill in range(3):
         command = ["run", str(recipe), "--out", str(out)] if kill == 0 else ["resume", str(out)]
-        process = subprocess.Popen([sys.executable, "-m", "tuner", *command], env=environment, cwd=ROOT, stdout=log, stderr=log)
+        process = subprocess.Popen(
+            [sys.executable, "-m", "tuner", *command], env=environment, cwd=ROOT, stdout=log, stderr=log
+        )
         target = dice.randint(kill * 4 + 1, kill * 4 + 4)
         deadline = time.monotonic() + 120
         while process.poll() is None and max(losses(out), default=0) < target:
@@ -167,11 +171,15 @@ def test_a_kill_inside_a_checkpoint_save_loses_nothing(
     assert len(torn) == 1
 
 
-def test_controls_are_obeyed_and_a_second_start_is_refused(recipe: Path, environment: dict[str, str], tmp_path: Path) -> None:
+def test_controls_are_obeyed_and_a_second_start_is_refused(
+    recipe: Path, environment: dict[str, str], tmp_path: Path
+) -> None:
     out = tmp_path / "run"
     arguments = ["run", str(recipe), "train.steps=5000", "validate.every=5000", "save.every=5000", "--out", str(out)]
     with (tmp_path / "log").open("w") as log:
-        process = subprocess.Popen([sys.executable, "-m", "tuner", *arguments], env=environment, cwd=ROOT, stdout=log, stderr=log)
+        process = subprocess.Popen(
+            [sys.executable, "-m", "tuner", *arguments], env=environment, cwd=ROOT, stdout=log, stderr=log
+        )
         try:
             wait_for(out, "step")
             assert status(out).state == "running"
@@ -205,7 +213,9 @@ def test_a_full_disk_is_a_sentence_and_keeps_the_last_checkpoint(
     recipe: Path, environment: dict[str, str], tmp_path: Path
 ) -> None:
     out = tmp_path / "run"
-    code = KILLED_WHILE_SAVING.replace("os.kill(os.getpid(), signal.SIGKILL)", "raise OSError(28, 'No space left on device')")
+    code = KILLED_WHILE_SAVING.replace(
+        "os.kill(os.getpid(), signal.SIGKILL)", "raise OSError(28, 'No space left on device')"
+    )
     done = subprocess.run(
         [sys.executable, "-c", code, "run", str(recipe), "--out", str(out)],
         env=environment, cwd=ROOT, capture_output=True, text=True, check=False,
@@ -216,7 +226,9 @@ def test_a_full_disk_is_a_sentence_and_keeps_the_last_checkpoint(
     assert status(out).state == "failed" and "no space left" in status(out).error
 
 
-def test_the_last_line_of_a_failed_run_is_one_plain_sentence(recipe: Path, environment: dict[str, str], tmp_path: Path) -> None:
+def test_the_last_line_of_a_failed_run_is_one_plain_sentence(
+    recipe: Path, environment: dict[str, str], tmp_path: Path
+) -> None:
     done = tuner(environment, "run", recipe, "train.lr=1e30", "train.clip=0", "--out", tmp_path / "run")
     assert done.returncode == 1
     last = json.loads((tmp_path / "run" / "events.jsonl").read_text().splitlines()[-1])

@@ -22,7 +22,7 @@ class Full:
     """The denoiser itself as the thing that trains."""
 
     def __init__(self, denoiser: nn.Module, part: str) -> None:
-        self.denoiser = denoiser.requires_grad_(True)
+        self.denoiser: Any = denoiser.requires_grad_(True)
         self.part = part
 
     def parameters(self) -> list[nn.Parameter]:

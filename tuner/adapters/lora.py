@@ -31,8 +31,9 @@ class Lora:
     def __init__(self, spec: LoraSpec, denoiser: nn.Module, part: str, layers: list[str]) -> None:
         alpha = spec.rank if spec.alpha is None else spec.alpha
         self.config = peft.LoraConfig(r=spec.rank, lora_alpha=alpha, lora_dropout=spec.dropout, target_modules=layers)
-        self.denoiser, self.part = denoiser.requires_grad_(False), part
-        denoiser.add_adapter(self.config)
+        self.denoiser: Any = denoiser.requires_grad_(False)
+        self.part = part
+        self.denoiser.add_adapter(self.config)  # pyrefly: ignore[not-callable]
         self.layers = [m for m in denoiser.modules() if isinstance(m, LoraLayer)]
         if len(self.layers) != len(layers):
             raise AssertionError(f"peft attached to {len(self.layers)} layers, {len(layers)} were asked for")

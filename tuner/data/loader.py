@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import random
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from threading import Lock
@@ -78,7 +78,7 @@ class Loader:
         if self.caption_dropout and "" not in self.keys.text:
             raise AssertionError("caption dropout needs the empty caption in the cache")
 
-    def steps(self, start: int = 0) -> Iterator[list[Batch]]:
+    def steps(self, start: int = 0) -> Generator[list[Batch]]:
         """This rank's micro-batches of step `start`, `start` + 1, ... without end, made one step ahead in a thread.
 
         Errors of the thread are raised here. Close the iterator (or let it go) to end the thread.

@@ -111,6 +111,7 @@ class Tread(Extension):
             if call.tokens.shape[1] != self._count:
                 raise AssertionError("tread: two passes with different numbers of tokens in one step")
             call.set(call.blocks.tokens, call.tokens.index_select(1, step.routed))
+        assert step.routed is not None
         for described, value in list(call.aligned()):
             call.set(described.name, cut(value, described.dims, step.routed, self._count, call.blocks.text))
 

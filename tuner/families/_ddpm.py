@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -36,7 +36,8 @@ def diffusion(source: Source, snr_gamma: float | None) -> Diffusion:
             f"source {source.name} has a noise schedule we cannot train ({kind}): needed is one with a "
             f"beta_schedule of {STEPS} steps; take another source."
         )
-    predicts = {"epsilon": "epsilon", "v_prediction": "velocity"}.get(config.get("prediction_type", "epsilon"))
+    kinds: dict[str, Literal["epsilon", "velocity"]] = {"epsilon": "epsilon", "v_prediction": "velocity"}
+    predicts = kinds.get(config.get("prediction_type", "epsilon"))
     if predicts is None:
         raise UserError(
             f"source {source.name} answers with prediction_type {config['prediction_type']!r}, which we cannot train; "

@@ -44,7 +44,7 @@ class Flux1(Family):
     pipeline = "FluxPipeline"
     accepts = ("FluxPipeline",)
     text_parts = ("tokenizer", "text_encoder", "tokenizer_2", "text_encoder_2")
-    sources = {  # noqa: RUF012
+    sources = {
         "dev": "black-forest-labs/FLUX.1-dev",
         "schnell": "black-forest-labs/FLUX.1-schnell",
         "krea": "black-forest-labs/FLUX.1-Krea-dev",
@@ -56,7 +56,7 @@ class Flux1(Family):
         Blocks("transformer_blocks", output=1, aligned=ROTARY),
         Blocks("single_transformer_blocks", output=1, aligned=ROTARY),
     )
-    targets = {  # noqa: RUF012
+    targets = {
         "default": ATTENTION,
         "attention+feed-forward": f"{ATTENTION}|{FEED_FORWARD}",
         "all-linear": f"{ATTENTION}|{FEED_FORWARD}|{MODULATION}",

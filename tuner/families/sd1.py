@@ -26,7 +26,7 @@ class StableDiffusion1(Family):
     accepts = ("StableDiffusionPipeline",)
     denoiser = "unet"
     text_parts = ("tokenizer", "text_encoder")
-    sources = {  # noqa: RUF012
+    sources = {
         "1.5": "stable-diffusion-v1-5/stable-diffusion-v1-5",
         "1.4": "CompVis/stable-diffusion-v1-4",
         "dreamshaper": "Lykon/dreamshaper-8",

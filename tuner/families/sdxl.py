@@ -29,7 +29,7 @@ class StableDiffusionXL(Family):
     accepts = ("StableDiffusionXLPipeline",)
     denoiser = "unet"
     text_parts = ("tokenizer", "text_encoder", "tokenizer_2", "text_encoder_2")
-    sources = {"base-1.0": "stabilityai/stable-diffusion-xl-base-1.0"}  # noqa: RUF012
+    sources = {"base-1.0": "stabilityai/stable-diffusion-xl-base-1.0"}
     resolution = 1024
     guidance = 5.0
     timesteps = Uniform()
@@ -46,12 +46,6 @@ class StableDiffusionXL(Family):
                 f"source {source.name} normalises its latents per channel (vae latents_mean), which sdxl does not "
                 "train; take another source."
             )
-
-    def load(self, source: Source, parts: Sequence[str], dtype: torch.dtype) -> Parts:
-        """See `Family.load`; keeps what the model index says of empty prompts (the pipeline's default is True)."""
-        loaded = super().load(source, parts, dtype)
-        loaded.components[ZEROS] = source.index.get(ZEROS, True)
-        return loaded
 
     def objective(self, source: Source, snr_gamma: float | None) -> Objective:
         """See `Family.objective`."""
