@@ -1,0 +1,20 @@
+"""The app: a browser workbench over the engine. Knows recipes and journals, never torch.
+
+The settings below must stand before gradio is imported: nothing leaves this machine, uploads stay in the workspace.
+"""
+
+from __future__ import annotations
+
+import os
+
+from tuner.home import home
+
+for _name, _value in {
+    "GRADIO_ANALYTICS_ENABLED": "False",
+    "GRADIO_RUN_HISTORY": "False",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "GRADIO_TEMP_DIR": str(home() / "cache" / "uploads"),
+}.items():
+    os.environ[_name] = _value
+for _name in ("GRADIO_VIBE_MODE", "GRADIO_SHARE", "GRADIO_ALLOWED_PATHS", "GRADIO_SERVER_NAME"):
+    os.environ.pop(_name, None)

@@ -1,0 +1,235 @@
+"""The page: header, four screens, one clock. Builds Blocks and says how they are to be served."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+from starlette.middleware import Middleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+
+from .parts.reader import Reader
+from .parts.widget import quiet, scripts, style, widget
+from .parts.words import duration
+from .studio import Studio, dataset_title
+from .tabs import compare, dataset, recipe, train
+from .theme import theme
+
+SCREENS = ("dataset", "recipe", "train", "compare")
+ICON = Path(__file__).resolve().parent / "parts" / "icon.svg"
+LOCAL = ["127.0.0.1", "localhost", "[::1]"]
+
+
+def frame_view(studio: Studio) -> dict[str, Any]:
+    """The header."""
+    draft = studio.project.draft()
+    running = studio.running()
+    name = next((c.name for c in studio.project.cards() if c.id == draft.recipe), "")
+    bare = dataset.without_caption(studio, draft.dataset, studio.project.stamp(draft))
+    marks = {}
+    if bare:
+        marks["dataset"] = {"kind": "warn", "text": f"{bare} without a caption"}
+    if studio.project.mistakes(draft):
+        marks["recipe"] = {"kind": "bad", "text": "Needs a change"}
+    if running:
+        marks["train"] = {"kind": "live", "text": "Training"}
+    return {
+        "project": " · ".join(part for part in (dataset_title(draft.dataset), name) if part),
+        "device": studio.device(),
+        "job": _job(running) if running else None,
+        "marks": marks,
+    }
+
+
+@dataclass(frozen=True)
+class Page:
+    """The parts of the page that events write to."""
+
+    session: gr.State
+    tabs: gr.Tabs
+    frame: gr.HTML
+    dataset: tuple[gr.HTML, gr.HTML, gr.Button]
+    recipe: tuple[gr.HTML, gr.HTML, gr.Button]
+    train: tuple[gr.HTML, gr.HTML, gr.Button]
+    compare: tuple[gr.HTML, gr.HTML, gr.Button]
+
+    @property
+    def begins(self) -> list[Any]:
+        """What a start of training changes."""
+        return [self.session, self.tabs, self.recipe[0], self.train[0], self.recipe[2]]
+
+
+def build(studio: Studio) -> gr.Blocks:
+    """All of the page. State between ticks is a run's name and what was shown last, never a process."""
+    with gr.Blocks(title="Tuner", analytics_enabled=False, fill_width=True) as blocks:
+        session = gr.State({"run": "", "said": "", "nonce": 0.0, "seen": {}})
+        frame = widget("frame", frame_view(studio), "frame", ("openjob",))
+        with gr.Tabs(elem_id="screens", selected="dataset") as tabs:
+            with gr.Tab("Dataset", id="dataset") as dataset_tab:
+                data = dataset.build(studio)
+            with gr.Tab("Recipe", id="recipe") as recipe_tab:
+                form = recipe.build(studio)
+            with gr.Tab("Train", id="train"):
+                live = train.build(studio, session)
+            with gr.Tab("Compare", id="compare") as compare_tab:
+                board = compare.build(studio)
+        page = Page(session, tabs, frame, data, form, live, board)
+        _clock(studio, blocks, page)
+        _buttons(studio, page)
+        for tab, screen, parts in (
+            (dataset_tab, dataset, data),
+            (recipe_tab, recipe, form),
+            (compare_tab, compare, board),
+        ):
+            tab.select(partial(_shown, studio, screen), None, list(parts[:2]), **quiet())
+    return blocks
+
+
+def _shown(studio: Studio, screen: Any) -> tuple[Any, str]:
+    return screen.view(studio), screen.plan_line(studio)
+
+
+def _clock(studio: Studio, blocks: gr.Blocks, page: Page) -> None:
+    """What happens when the page opens, and once a second from then on."""
+
+    def on_load(request: gr.Request) -> tuple[Any, ...]:
+        studio.catalog.ask()
+        wanted = request.query_params.get("tab", "")
+        run = pick_run(studio, request.query_params.get("run", ""))
+        known = {"run": run, "said": "", "nonce": 0.0, "seen": {}}
+        opened = gr.Tabs(selected="train") if wanted not in SCREENS and studio.running() else gr.skip()
+        return known, opened, dataset.view(studio), dataset.plan_line(studio)
+
+    outputs = [page.session, page.frame, *page.recipe[:2], page.train[0], page.train[2], *page.compare[:2]]
+    blocks.load(on_load, None, [page.session, page.tabs, *page.dataset[:2]], **quiet())
+    gr.Timer(1.0).tick(
+        partial(tick, studio), [page.session], outputs, concurrency_limit=None, **quiet(trigger_mode="once")
+    )
+
+
+def _buttons(studio: Studio, page: Page) -> None:
+    """The primary buttons, each the next step."""
+
+    def on_start(known: dict[str, Any]) -> tuple[Any, ...]:
+        ready = gr.Button("Start training", interactive=True)
+        run, obstacle = begin(studio)
+        if not run:
+            gr.Warning(obstacle, duration=8)
+            return known, gr.Tabs(selected="recipe"), recipe.view(studio), gr.skip(), ready
+        known = {**known, "run": run, "said": "", "seen": {}}
+        return known, gr.Tabs(selected="train"), gr.skip(), train.view(studio, run), ready
+
+    def on_next(known: dict[str, Any]) -> tuple[Any, ...]:
+        step = train.next_step(studio, known["run"])["do"]
+        if step == "start":
+            return on_start(known)
+        return known, gr.Tabs(selected=step), gr.skip(), gr.skip(), gr.skip()
+
+    def on_job(known: dict[str, Any]) -> tuple[Any, Any]:
+        running = studio.running()
+        run = running.folder.name if running else known["run"]
+        return {**known, "run": run, "seen": {}}, train.view(studio, run)
+
+    def checking() -> gr.Button:
+        return gr.Button("Checking …", interactive=False)
+
+    spoken = quiet(queue=True, trigger_mode="once")  # only queued handlers can show a message
+    start, onward = page.recipe[2], page.train[2]
+    page.dataset[2].click(lambda: gr.Tabs(selected="recipe"), None, [page.tabs], **quiet())
+    start.click(checking, None, [start], **quiet(trigger_mode="once")).then(
+        on_start, [page.session], page.begins, **spoken
+    )
+    onward.click(on_next, [page.session], page.begins, **spoken)
+    page.frame.openjob(on_job, [page.session], [page.session, page.train[0]], **quiet())
+
+
+def tick(studio: Studio, known: dict[str, Any]) -> tuple[Any, ...]:
+    """Once a second: send what changed since this browser saw it last, skip the rest."""
+    run = known.get("run") or pick_run(studio, "")
+    seen = dict(known.get("seen") or {})
+    head = frame_view(studio)
+    draft = studio.project.draft()
+    findings = recipe.findings(studio, draft)
+    stamps = {
+        "frame": digest(head),
+        "recipe": digest([findings, bool(studio.catalog.get()["families"]), draft.raw, draft.dataset]),
+        "train": digest([train.stamp(studio, run), known.get("nonce")]),
+        "compare": digest(compare.stamp(studio)),
+    }
+    new = {name for name, mark in stamps.items() if seen.get(name) != mark}
+    if not new and run == known.get("run"):
+        return (gr.skip(),) * 8
+    step = train.next_step(studio, run)
+    return (
+        {**known, "run": run, "seen": stamps},
+        head if "frame" in new else gr.skip(),
+        recipe.view(studio) if "recipe" in new else gr.skip(),
+        recipe.plan_line(studio) if "recipe" in new else gr.skip(),
+        train.view(studio, run, known.get("said", ""), known.get("nonce", 0.0)) if "train" in new else gr.skip(),
+        gr.Button(step["text"], interactive=step["on"]) if "train" in new else gr.skip(),
+        compare.view(studio) if "compare" in new else gr.skip(),
+        compare.plan_line(studio) if "compare" in new else gr.skip(),
+    )
+
+
+def begin(studio: Studio) -> tuple[str, str]:
+    """Check, then start training: the name of the run, or what stands in the way."""
+    draft = studio.project.draft()
+    running = studio.running()
+    if running is not None:
+        return "", f"{running.folder.name} is training now. Stop it first, or wait for its end."
+    needs = "This recipe needs a change first: see Problems."
+    if studio.project.mistakes(draft):
+        return "", needs
+    text = studio.project.yaml(draft)
+    if not studio.checker.now(text, studio.project.stamp(draft)).get("ok"):
+        return "", needs
+    folder = studio.workspace.new_run(str(draft.raw.get("name", "run")))
+    studio.launcher.run(folder, text)
+    return folder.name, ""
+
+
+def pick_run(studio: Studio, wanted: str) -> str:
+    """The run that was asked for, else the one that is training, else the newest."""
+    if studio.workspace.run(wanted):
+        return wanted
+    running = studio.running()
+    if running is not None:
+        return running.folder.name
+    return next(iter(studio.workspace.run_names()), "")
+
+
+def serving(studio: Studio, hosts: list[str]) -> dict[str, Any]:
+    """How the page is served: only the workspace's pictures, only to these hosts, nothing from elsewhere."""
+    return {
+        "theme": theme(),
+        "css": style(),
+        "head": scripts(),
+        "allowed_paths": studio.workspace.served(),
+        "app_kwargs": {"middleware": [Middleware(TrustedHostMiddleware, allowed_hosts=hosts)]},
+        "run_history": False,
+        "enable_monitoring": False,
+        "ssr_mode": False,
+        "show_error": True,
+        "footer_links": [],
+        "max_file_size": "200mb",
+        "favicon_path": str(ICON),
+        "quiet": True,
+    }
+
+
+def digest(value: Any) -> str:
+    """A short mark of any plain value."""
+    return hashlib.sha256(json.dumps(value, default=str).encode()).hexdigest()[:16]
+
+
+def _job(running: Reader) -> dict[str, Any]:
+    percent = round(100 * running.step / max(1, running.of))
+    left = running.remaining()
+    text = f"{percent} %" + (f" · {duration(left)} left" if left is not None else "")
+    return {"run": running.folder.name, "percent": percent, "text": text if running.step else "starting"}

@@ -1,0 +1,220 @@
+"""Follows the journal of one run and knows what a screen needs of it. Derived from the disk alone."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import threading
+import time
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from tuner import events
+
+from . import loss
+
+PHASES = {
+    "prepare": "Prepare",
+    "cache pictures": "Read pictures",
+    "cache text": "Read captions",
+    "load": "Load model",
+    "train": "Train",
+    "export": "Save adapter",
+}
+WAITING = 120.0
+
+
+@dataclass
+class Reader:
+    """Everything told so far in one folder; `refresh` reads what is new."""
+
+    folder: Path
+    offset: int = 0
+    seen: int = 0
+    start: dict[str, Any] = field(default_factory=dict)
+    last: dict[str, Any] = field(default_factory=dict)
+    phase: dict[str, Any] = field(default_factory=dict)
+    phases: list[str] = field(default_factory=list)
+    steps: list[dict[str, Any]] = field(default_factory=list)
+    validation: list[dict[str, Any]] = field(default_factory=list)
+    samples: list[dict[str, Any]] = field(default_factory=list)
+    checkpoints: list[dict[str, Any]] = field(default_factory=list)
+    exports: list[dict[str, Any]] = field(default_factory=list)
+    warnings: list[dict[str, Any]] = field(default_factory=list)
+    notes: list[dict[str, Any]] = field(default_factory=list)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def refresh(self) -> Reader:
+        """Read the new whole lines of the journal."""
+        with self.lock:
+            journal = self.folder / "events.jsonl"
+            if journal.exists() and journal.stat().st_size < self.offset:
+                self.offset = self.seen = 0
+                self._forget(-1)
+            found, self.offset = events.follow(journal, self.offset)
+            for event in found:
+                self._take(event)
+            self.seen += len(found)
+        return self
+
+    @property
+    def state(self) -> str:
+        """new | starting | running | finished | stopped | failed | crashed."""
+        record = self._record()
+        if record and events.alive(record["pid"], record["born"]):
+            ours = self.start and self.start.get("at", 0.0) >= record["at"] - 1.0
+            if self.last.get("kind") in events.TERMINAL and ours:
+                return str(self.last["kind"])
+            return "running" if ours else "starting"
+        if self.last.get("kind") in events.TERMINAL and self.last["at"] >= (record or self.start)["at"] - 1.0:
+            return str(self.last["kind"])
+        if not self.start:
+            return "crashed" if record else "new"
+        return "running" if events.alive(self.start["pid"], self.start["born"]) else "crashed"
+
+    @property
+    def step(self) -> int:
+        """The last finished step."""
+        return int(self.steps[-1]["step"]) if self.steps else int(self.start.get("from_step", 0))
+
+    @property
+    def of(self) -> int:
+        """All steps of the run."""
+        return int(self.start.get("steps", 0))
+
+    def seconds_per_step(self) -> float | None:
+        """The median of the last steps."""
+        recent = [float(e["seconds"]) for e in self.steps[-40:] if e.get("seconds")]
+        return statistics.median(recent) if recent else None
+
+    def remaining(self) -> float | None:
+        """Seconds to the end at the pace of this session so far, samples and saves included."""
+        session = [e for e in self.steps if e["at"] >= self.start.get("at", 0.0)]
+        if len(session) < 3 or session[-1]["step"] == session[0]["step"]:
+            return None
+        pace = (session[-1]["at"] - session[0]["at"]) / (session[-1]["step"] - session[0]["step"])
+        return max(0.0, pace * (self.of - self.step))
+
+    def error(self) -> str:
+        """What went wrong, in one plain sentence."""
+        if self.last.get("kind") == "failed":
+            return str(self.last.get("error", "")).split("\n", 1)[0]
+        if self.state == "crashed":
+            tail = [line for line in self.log(6) if line.strip() and not line.startswith((" ", "Traceback"))]
+            if not self.start and tail:
+                return tail[-1]
+            return "The training process ended without a word: it was killed, or the memory ran out."
+        return ""
+
+    def further_errors(self) -> list[str]:
+        """What else was wrong, when the engine listed several things."""
+        if self.last.get("kind") != "failed":
+            return []
+        return [line for line in str(self.last.get("error", "")).split("\n")[1:] if line.strip()][:8]
+
+    def log(self, lines: int = 40) -> list[str]:
+        """The last lines of log.txt, with what a progress bar overwrote left out."""
+        try:
+            with (self.folder / "log.txt").open("rb") as file:
+                file.seek(0, 2)
+                file.seek(max(0, file.tell() - 16_000))
+                text = file.read().decode("utf-8", "replace")
+        except OSError:
+            return []
+        return [line.rsplit("\r", 1)[-1][:400] for line in text.rstrip().split("\n")][-lines:]
+
+    def curve(self) -> dict[str, Any]:
+        """Points to draw, at most 500 in all series together."""
+        raw = [(int(e["step"]), float(e["loss"])) for e in self.steps if e.get("loss") == e.get("loss")]
+        round4 = [[x, round(y, 5)] for x, y in loss.thin(raw, 240)]
+        line = [[x, round(y, 5)] for x, y in loss.every(loss.smooth(raw), 180)]
+        held = [(int(e["step"]), float(e["loss"])) for e in self.validation if e.get("loss") is not None]
+        marks = [{"step": e["step"], "kind": "save"} for e in self.checkpoints[-40:]]
+        return {
+            "raw": round4,
+            "line": line,
+            "held": [list(p) for p in loss.every(held, 80)],
+            "marks": marks,
+            "of": self.of,
+        }
+
+    def matrix(self) -> dict[str, Any]:
+        """Samples: one row per prompt, one column per step, the first column before training."""
+        steps = sorted({int(e["step"]) for e in self.samples})
+        rows: dict[str, dict[int, dict[str, Any]]] = {}
+        for event in self.samples:
+            for made in event["files"]:
+                cell = {"file": str(self.folder / made["file"]), "seed": made.get("seed")}
+                rows.setdefault(str(made.get("prompt", "")), {})[int(event["step"])] = cell
+        return {"steps": steps, "rows": [{"prompt": p, "cells": [c.get(s) for s in steps]} for p, c in rows.items()]}
+
+    def adapter(self) -> Path | None:
+        """The exported adapter in diffusers layout, when there is one."""
+        files = sorted((self.folder / "export" / "diffusers").glob("*.safetensors"))
+        return files[0] if files else None
+
+    def _record(self) -> dict[str, Any] | None:
+        try:
+            return json.loads((self.folder / "launched.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+
+    def _take(self, event: dict[str, Any]) -> None:
+        kind = event["kind"]
+        self.last = event
+        if kind == "started":
+            self._forget(int(event.get("from_step", 0)))
+            self.start, self.phase, self.phases = event, {}, []
+            self.warnings.clear()
+            self.notes.clear()
+        elif kind == "phase":
+            self.phase = event
+            self._enter(str(event["name"]))
+        else:
+            if kind in ("step", "sample", "validation") and self.phase.get("name") != "export":
+                self._enter("train")
+            kept = {
+                "step": self.steps,
+                "validation": self.validation,
+                "sample": self.samples,
+                "checkpoint": self.checkpoints,
+                "export": self.exports,
+                "warning": self.warnings,
+                "note": self.notes,
+            }.get(kind)
+            if kept is not None:
+                kept.append(event)
+
+    def _enter(self, phase: str) -> None:
+        """Steps and samples belong to training, also where the engine does not say so."""
+        if self.phase.get("name") != phase:
+            self.phase = {"name": phase}
+        if phase not in self.phases:
+            self.phases.append(phase)
+
+    def _forget(self, step: int) -> None:
+        """What an earlier session did after the step from which this one goes on does not count any more."""
+        for kept in (self.steps, self.validation, self.samples, self.checkpoints):
+            kept[:] = [e for e in kept if e["step"] <= step]
+
+
+@lru_cache(maxsize=64)
+def reader(folder: Path) -> Reader:
+    """One reader per folder for all browsers; call `refresh` on it."""
+    return Reader(folder)
+
+
+def newest_running(folders: list[Path]) -> Path | None:
+    """The first of these runs that is alive; only those touched lately or marked as launched are looked at."""
+    for folder in folders:
+        if reader(folder).refresh().state in ("running", "starting"):
+            return folder
+    return None
+
+
+def waits_long(folder: Path) -> bool:
+    """Whether a start takes unusually long (the engine may be loading a large model)."""
+    record = reader(folder)._record()
+    return bool(record) and time.time() - record["at"] > WAITING

@@ -1,0 +1,44 @@
+"""One `gr.HTML` per screen: Python sends values, a script in this folder draws them and sends events back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+HERE = Path(__file__).resolve().parent
+SCRIPTS = ("common", "frame", "grid", "recipe", "train", "compare")
+
+
+def scripts() -> str:
+    """Page style and all scripts for the head of the page, served from here: no request leaves the machine."""
+    page = (HERE / "page.css").read_text(encoding="utf-8")
+    code = "\n".join((HERE / f"{name}.js").read_text(encoding="utf-8") for name in SCRIPTS)
+    return f"<style>{page}</style><script>{code}</script>"
+
+
+def style() -> str:
+    """The style of the widgets, which Gradio scopes to its container."""
+    return (HERE / "studio.css").read_text(encoding="utf-8")
+
+
+def widget(name: str, value: dict[str, Any], identity: str, events: tuple[str, ...] = ()) -> gr.HTML:
+    """A widget that `Tuner.NAME` draws. The template never holds a value, so nothing in a value can become HTML."""
+    known = " ".join(f"'{event}'" for event in events)
+    return gr.HTML(
+        value,
+        elem_id=identity,
+        html_template='<div class="t-widget"></div>',
+        js_on_load=f"/* {known} */ Tuner.{name}(element, trigger, props, watch, upload);",
+        apply_default_css=False,
+    )
+
+
+def quiet(**more: Any) -> dict[str, Any]:
+    """How every handler of the page is bound: at once, without a veil, not part of the public interface.
+
+    `multiple`: by default Gradio drops an event while the one before it is still at work, and with it an edit.
+    """
+    fixed = {"queue": False, "show_progress": "hidden", "api_visibility": "private", "trigger_mode": "multiple"}
+    return {**fixed, **more}

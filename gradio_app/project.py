@@ -1,0 +1,227 @@
+"""The recipe that is being prepared: chosen card + data set + the user's changes = what will be trained."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import statistics
+import threading
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tuner import recipe as recipes
+from tuner.errors import UserError
+
+from .parts.names import safe_stem
+from .parts.reader import reader
+from .workspace import Draft, Workspace
+
+SAID = {"lora": "LoRA", "sd1": "Stable Diffusion 1", "sdxl": "SDXL", "flux1": "FLUX.1", "sd3": "SD 3"}
+DIAL = {"draft": 0.4, "standard": 1.0, "fine": 2.5}
+
+
+@dataclass(frozen=True)
+class Card:
+    """One recipe to choose."""
+
+    id: str
+    path: Path
+    name: str
+    description: str
+    family: str
+    group: str
+    steps: int
+
+
+class Project:
+    """Reads and changes the draft of a workspace."""
+
+    def __init__(self, workspace: Workspace) -> None:
+        self.workspace = workspace
+        self._lock = threading.RLock()
+
+    def cards(self) -> list[Card]:
+        """The recipes that ship, then the user's own. A file that cannot be read is left out here; `check` names it."""
+        shipped = sorted(self.workspace.recipes.glob("*/*.yaml"))
+        shown = sorted(
+            (p for p in shipped if not p.name.startswith("_")), key=lambda p: (p.parent.name != "demo", str(p))
+        )
+        own = sorted((self.workspace.root / "recipes").glob("*.yaml"))
+        found = [self._card(path, f"{path.parent.name}/{path.name}", path.parent.name) for path in shown]
+        found += [self._card(path, f"own:{path.name}", "own") for path in own]
+        return [card for card in found if card is not None]
+
+    def draft(self) -> Draft:
+        """The draft with its recipe loaded."""
+        draft = self.workspace.draft()
+        if not draft.raw:
+            cards = self.cards()
+            chosen = next((c for c in cards if c.id == draft.recipe), cards[0] if cards else None)
+            if chosen is not None:
+                draft.recipe, draft.raw = chosen.id, self.plain(chosen)
+                self.workspace.save_draft(draft)
+        return draft
+
+    def choose(self, identity: str) -> Draft:
+        """Take another recipe; the data set and its trigger word stay."""
+        with self._lock:
+            draft = self.workspace.draft()
+            chosen = next((c for c in self.cards() if c.id == identity), None)
+            if chosen is not None:
+                draft.recipe, draft.dial, draft.raw = chosen.id, "standard", self.plain(chosen)
+                self.workspace.save_draft(draft)
+            return draft
+
+    def plain(self, card: Card) -> dict[str, Any]:
+        """A recipe file as plain values with every default in place."""
+        loaded = self._load(card.path)
+        return loaded.model_dump(mode="json", by_alias=True)
+
+    def standard(self, draft: Draft) -> dict[str, Any]:
+        """The chosen recipe as its author wrote it."""
+        chosen = next((c for c in self.cards() if c.id == draft.recipe), None)
+        return self.plain(chosen) if chosen else draft.raw
+
+    def turn_dial(self, position: str) -> Draft:
+        """Set the length by one dial; the recipe's own length is `standard`."""
+        with self._lock:
+            return self._turn(self.draft(), position)
+
+    def _turn(self, draft: Draft, position: str) -> Draft:
+        base = self.standard(draft)
+        factor = DIAL.get(position, 1.0)
+        steps = max(1, round(base["train"]["steps"] * factor))
+        draft.dial = position
+        draft.raw["train"] = {**draft.raw["train"], "steps": steps}
+        if draft.raw.get("validate") and base.get("validate"):
+            every = max(1, round(base["validate"]["every"] * factor))
+            draft.raw["validate"] = {**draft.raw["validate"], "every": every}
+        self.workspace.save_draft(draft)
+        return draft
+
+    def update(self, changes: dict[str, Any]) -> Draft:
+        """Set values by dotted key, for example {"train.steps": 200}."""
+        with self._lock:
+            draft = self.draft()
+            for key, value in changes.items():
+                put(draft.raw, key, value)
+            self.workspace.save_draft(draft)
+            return draft
+
+    def select(self, dataset: str) -> Draft:
+        """Train on another data set."""
+        with self._lock:
+            draft = self.draft()
+            draft.dataset = dataset
+            self.workspace.save_draft(draft)
+            return draft
+
+    def final(self, draft: Draft) -> dict[str, Any]:
+        """What will be trained: the draft over the chosen data set with its trigger word."""
+        raw = {**draft.raw}
+        entries = raw.get("data") or [{}]
+        first = {**entries[0], "path": str(self.workspace.datasets.folder(draft.dataset))}
+        first["trigger"] = self.trigger(draft) or None
+        raw["data"] = [first, *entries[1:]]
+        return raw
+
+    def yaml(self, draft: Draft) -> str:
+        """The final recipe as text."""
+        return yaml.safe_dump(self.final(draft), sort_keys=False, allow_unicode=True)
+
+    def mistakes(self, draft: Draft) -> list[dict[str, Any]]:
+        """What is wrong with the form of the recipe, known at once."""
+        try:
+            recipes.parse(self.final(draft), "")
+        except UserError as error:
+            lines = [line.removeprefix(": ") for line in str(error).splitlines()]
+            return [
+                {"level": "error", "where": line.split(" ", 1)[0], "text": _plain(line), "remedy": {}} for line in lines
+            ]
+        return []
+
+    def trigger(self, draft: Draft) -> str:
+        """The trigger word: noted with the data set; for the demo, what its recipe says."""
+        meta = self.workspace.datasets.meta(draft.dataset)
+        if "trigger" in meta:
+            return str(meta["trigger"])
+        entries = draft.raw.get("data") or [{}]
+        return str(entries[0].get("trigger") or "") if draft.dataset == "demo" else ""
+
+    def stamp(self, draft: Draft) -> str:
+        """Changes whenever the pictures or captions of the data set change."""
+        folder = self.workspace.datasets.folder(draft.dataset)
+        with os.scandir(folder) as entries:
+            marks = sorted((e.name, e.stat().st_mtime_ns) for e in entries)
+        return hashlib.sha256(repr((str(folder), marks)).encode()).hexdigest()[:24]
+
+    def pace(self, family: str) -> float | None:
+        """Seconds per step of the last finished runs of this family on this machine."""
+        known = []
+        for name in self.workspace.run_names()[:12]:
+            seen = reader(self.workspace.runs / name).refresh()
+            if seen.start.get("family") == family and (seconds := seen.seconds_per_step()):
+                known.append(seconds)
+        return statistics.median(known[:3]) if known else None
+
+    def save_as(self, name: str) -> Path:
+        """Keep the draft as a recipe of the user's own."""
+        draft = self.draft()
+        path = self.workspace.root / "recipes" / f"{safe_stem(name, 'my-recipe')}.yaml"
+        raw = {**self.final(draft), "name": name or draft.raw.get("name", "run")}
+        path.write_text(yaml.safe_dump(raw, sort_keys=False, allow_unicode=True), encoding="utf-8")
+        return path
+
+    def _load(self, path: Path) -> recipes.Recipe:
+        """A recipe file over the chosen pictures: most recipes leave the data to the user."""
+        folder = self.workspace.datasets.folder(self.workspace.draft().dataset)
+        return _loaded(path, path.stat().st_mtime_ns, str(folder))
+
+    def _card(self, path: Path, identity: str, group: str) -> Card | None:
+        try:
+            loaded = self._load(path)
+        except UserError:
+            return None
+        if not loaded.description and group != "own":
+            return None
+        name = " ".join(SAID.get(word, word) for word in loaded.name.replace("_", "-").split("-"))
+        return Card(
+            identity, path, name[:1].upper() + name[1:], loaded.description, loaded.family, group, loaded.train.steps
+        )
+
+
+def _plain(line: str) -> str:
+    """A pattern is no plain word."""
+    if line.startswith("name ") and "pattern" in line:
+        return "The name may hold letters, digits, spaces, dots and dashes, and begins with a letter or digit."
+    return line
+
+
+@lru_cache(maxsize=256)
+def _loaded(path: Path, changed: int, folder: str) -> recipes.Recipe:
+    """A recipe read once per change of its file."""
+    return recipes.load(path, [f"data.0.path={json.dumps(folder)}"])
+
+
+def put(raw: dict[str, Any], key: str, value: Any) -> None:
+    """Set one value by its dotted key; groups that are missing are made, list places are numbers."""
+    target: Any = raw
+    parts = key.split(".")
+    for part, following in pairwise(parts):
+        if isinstance(target, list):
+            target = target[int(part)]
+            continue
+        if not isinstance(target.get(part), dict | list):
+            target[part] = [{}] if re.fullmatch(r"\d+", following) else {}
+        target = target[part]
+    if isinstance(target, list):
+        target[int(parts[-1])] = value
+    else:
+        target[parts[-1]] = value

@@ -1,0 +1,256 @@
+"""Train: one run, live. All of it is read from the run's folder, so a reload or a restart loses nothing."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+import yaml
+
+from ..launcher import STOPPING
+from ..parts.reader import PHASES, Reader, reader
+from ..parts.widget import quiet, widget
+from ..parts.words import count, duration, per_step
+from ..studio import Studio, as_dict
+from .dataset import PLAN
+
+EVENTS = ("act", "open")
+LIVE = ("running", "starting")
+SAID = {
+    "save": "A checkpoint is saved after this step.",
+    "sample": "Samples are drawn after this step.",
+    "resume": "Going on from the last checkpoint.",
+}
+WHILE_LIVE = (*SAID.values(), STOPPING)
+
+
+def view(studio: Studio, run: str, said: str = "", nonce: float = 0.0) -> dict[str, Any]:
+    """Everything the screen shows of one run; nothing when there is none."""
+    folder = studio.workspace.run(run)
+    if folder is None:
+        return {"run": ""}
+    seen = reader(folder).refresh()
+    state = seen.state
+    adapter = seen.adapter()
+    return {
+        "run": run,
+        "runs": studio.workspace.run_names()[:50],
+        "band": {
+            **_words(seen, state),
+            "state": state,
+            "numbers": _numbers(seen, state),
+            "phases": _phases(seen, state),
+        },
+        "curve": seen.curve(),
+        "matrix": seen.matrix(),
+        "buttons": _buttons(studio, seen, state),
+        "download": str(adapter) if adapter else "",
+        "said": said if said not in WHILE_LIVE or state in LIVE else "",
+        "nonce": nonce,
+        "facts": _facts(seen),
+        "warnings": [*seen.further_errors(), *(str(w.get("text", "")) for w in seen.warnings[-4:])],
+        "notes": [str(n.get("text", "")) for n in seen.notes[-4:]],
+        "log": seen.log(),
+    }
+
+
+def stamp(studio: Studio, run: str) -> str:
+    """Changes when there is something new to show; cheap enough for every second."""
+    folder = studio.workspace.run(run)
+    if folder is None:
+        return ""
+    seen = reader(folder).refresh()
+    log = folder / "log.txt"
+    size = log.stat().st_size if log.exists() else 0
+    return f"{run} {seen.start.get('at')} {seen.seen} {seen.state} {size} {studio.launcher.stopping(folder)}"
+
+
+def next_step(studio: Studio, run: str) -> dict[str, Any]:
+    """The one primary button: what it says, whether it can be pressed, what it does."""
+    folder = studio.workspace.run(run)
+    state = reader(folder).refresh().state if folder else "new"
+    if folder is None:
+        return {"text": "Start training", "on": True, "do": "start"}
+    if state in ("failed", "crashed") and not reader(folder).checkpoints:
+        return {"text": "Change the recipe", "on": True, "do": "recipe"}
+    if state in LIVE:
+        return {"text": "Compare", "on": bool(reader(folder).checkpoints), "do": "compare"}
+    return {"text": "Compare", "on": bool(reader(folder).checkpoints or reader(folder).adapter()), "do": "compare"}
+
+
+def build(studio: Studio, session: gr.State) -> tuple[gr.HTML, gr.HTML, gr.Button]:
+    """The screen; returns its widget, the line below and the primary button."""
+    screen = widget("train", {"run": ""}, "train", EVENTS)
+    with gr.Row(elem_classes="actions"):
+        line = gr.HTML("", html_template=PLAN, js_on_load=None, elem_classes="plan-line", padding=False)
+        onward = gr.Button("Start training", variant="primary", elem_id="train-next")
+
+    def on_act(known: dict[str, Any], event: gr.EventData) -> tuple[Any, Any]:
+        said = act(studio, str(known.get("run", "")), str(as_dict(event._data).get("do", "")))
+        known = {**known, "said": said, "nonce": time.time()}
+        return known, view(studio, known["run"], said, known["nonce"])
+
+    def on_open(known: dict[str, Any], event: gr.EventData) -> tuple[Any, Any]:
+        run = str(as_dict(event._data).get("run", ""))
+        known = {**known, "run": run if studio.workspace.run(run) else known.get("run", ""), "said": ""}
+        return known, view(studio, known["run"])
+
+    screen.act(on_act, [session], [session, screen], **quiet())
+    screen.open(on_open, [session], [session, screen], **quiet())
+    return screen, line, onward
+
+
+def act(studio: Studio, run: str, what: str) -> str:
+    """Do what a button says; returns one sentence about it."""
+    folder = studio.workspace.run(run)
+    if folder is None:
+        return ""
+    if what == "stop":
+        return studio.launcher.stop(folder)
+    if what == "resume":
+        other = studio.running()
+        if other is not None:
+            return f"{other.folder.name} is training now. Stop it first, or wait for its end."
+        studio.launcher.resume(folder)
+        return SAID[what]
+    if what in ("save", "sample") and studio.launcher.process(folder) is not None:
+        studio.launcher.ask(folder, what)
+        return SAID[what]
+    return ""
+
+
+def _words(seen: Reader, state: str) -> dict[str, str]:
+    """Headline and the sentence below it."""
+    at, of = seen.step, seen.of
+    saved = seen.checkpoints[-1]["step"] if seen.checkpoints else None
+    safe = (
+        f"Everything up to step {saved} is saved; Resume goes on from there."
+        if saved
+        else "Nothing of yours was changed."
+    )
+    if state == "starting":
+        return {"headline": "Starting", "sub": "The engine is being loaded; this takes some seconds."}
+    if state == "finished":
+        took = duration(seen.last.get("seconds"))
+        return {
+            "headline": f"Done: {of} steps" + (f" in {took}" if took else ""),
+            "sub": "The adapter is saved. Compare it with the base model.",
+        }
+    if state == "stopped":
+        return {
+            "headline": f"Stopped at step {at} of {of}",
+            "sub": "What was learned is saved. Resume goes on from here.",
+        }
+    if state in ("failed", "crashed"):
+        ours = state == "failed" and seen.last.get("user") is False
+        return {
+            "headline": seen.error(),
+            "sub": f"This is a fault of the studio; the log says more. {safe}" if ours else safe,
+        }
+    if state == "new":
+        return {"headline": "Not started", "sub": ""}
+    return _phase_words(seen, at, of)
+
+
+def _phase_words(seen: Reader, at: int, of: int) -> dict[str, str]:
+    name, done, total = seen.phase.get("name", ""), seen.phase.get("done"), seen.phase.get("of")
+    if name == "train" or (at and name not in PHASES):
+        return {"headline": f"Training, step {at} of {of}", "sub": ""}
+    part = f", {done} of {total}" if total else ""
+    return {"headline": f"{PHASES.get(name, name.capitalize() or 'Starting')}{part}", "sub": ""}
+
+
+def _numbers(seen: Reader, state: str) -> list[list[str]]:
+    numbers = []
+    left = seen.remaining() if state == "running" else None
+    if left is not None:
+        numbers.append(["Time left", duration(left)])
+    speed = seen.seconds_per_step()
+    if speed is not None:
+        numbers.append(["Speed", per_step(speed).replace(" per ", "/")])
+    if seen.steps:
+        numbers.append(["Loss", f"{seen.curve()['line'][-1][1]:.3g}"])
+    return numbers
+
+
+def _phases(seen: Reader, state: str) -> list[dict[str, Any]]:
+    order = list(PHASES)
+    current = seen.phase.get("name", "") if state in LIVE else ""
+    reached = max((order.index(p) for p in seen.phases if p in order), default=-1)
+    out = []
+    for i, name in enumerate(order):
+        if state == "finished" or i < reached or (i == reached and name != current and state not in LIVE):
+            mood = "done"
+        else:
+            mood = "now" if name == current else "todo"
+        out.append({"title": PHASES[name], "state": mood, "percent": _percent(seen, name) if mood == "now" else 0})
+    if state in ("failed", "crashed", "stopped"):
+        return _halted(out, reached, seen)
+    return out
+
+
+def _halted(phases: list[dict[str, Any]], reached: int, seen: Reader) -> list[dict[str, Any]]:
+    """A run that ended early: the phase it was in shows how far it came."""
+    if 0 <= reached < len(phases):
+        name = list(PHASES)[reached]
+        phases[reached] = {**phases[reached], "state": "now", "percent": _percent(seen, name)}
+    return phases
+
+
+def _percent(seen: Reader, name: str) -> int:
+    if name == "train":
+        return round(100 * seen.step / max(1, seen.of))
+    done, total = seen.phase.get("done"), seen.phase.get("of")
+    return round(100 * done / total) if done is not None and total else 0
+
+
+def _buttons(studio: Studio, seen: Reader, state: str) -> list[dict[str, Any]]:
+    if state in LIVE:
+        pressed = studio.launcher.stopping(seen.folder)
+        asked = {p.name for p in (seen.folder / "control").glob("*")}
+        early = state == "starting"
+        return [
+            {"do": "stop", "kind": "stop", "text": "End at once" if pressed else "Stop and save", "off": False},
+            {"do": "save", "off": pressed or early or "save" in asked},
+            {"do": "sample", "off": pressed or early or "sample" in asked},
+        ]
+    if state in ("stopped", "failed", "crashed"):
+        again = "Resume" if seen.checkpoints else "Try again"
+        return [
+            {"do": "resume", "off": False, "text": again, "title": "Go on from the last checkpoint, if there is one"}
+        ]
+    return []
+
+
+def _facts(seen: Reader) -> list[list[str]]:
+    recipe = _recipe(seen.folder)
+    last = seen.steps[-1] if seen.steps else {}
+    facts: list[list[str]] = []
+    if last.get("lr") is not None:
+        facts.append(["Learning rate", f"{last['lr']:.3g}"])
+    if last.get("norm") is not None:
+        facts.append(["Gradient norm", f"{last['norm']:.3g}"])
+    if seen.validation:
+        facts.append(["Validation loss", f"{seen.validation[-1]['loss']:.3g}"])
+    train = recipe.get("train") or {}
+    if seen.steps and train.get("batch"):
+        shown = seen.step * int(train["batch"]) * int(train.get("accumulate", 1))
+        facts.append(["Pictures seen", f"{shown:,}"])
+    if seen.checkpoints:
+        facts.append(["Last saved", f"step {seen.checkpoints[-1]['step']}"])
+    facts.append(["Skipped", count(len(seen.warnings), "warning") if seen.warnings else "nothing"])
+    facts += [
+        [title, str(seen.start[key])]
+        for title, key in (("Device", "device"), ("Precision", "precision"))
+        if seen.start.get(key)
+    ]
+    return facts
+
+
+def _recipe(folder: Path) -> dict[str, Any]:
+    try:
+        return yaml.safe_load((folder / "recipe.yaml").read_text(encoding="utf-8")) or {}
+    except (OSError, yaml.YAMLError):
+        return {}

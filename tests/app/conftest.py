@@ -1,0 +1,40 @@
+"""A workspace of its own for every test, and the fake engine."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from gradio_app.studio import Studio, open_studio
+from gradio_app.workspace import Workspace
+
+FAKE = Path(__file__).resolve().parent / "fake_engine.py"
+
+
+@pytest.fixture
+def studio(tmp_path: Path) -> Studio:
+    """A studio whose engine is the fake one."""
+    return open_studio(Workspace(tmp_path / "home"), (sys.executable, str(FAKE), "0.01"))
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """Five small pictures with awkward names."""
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    for i, name in enumerate(("one.png", "two words.jpg", "<b>three.png", "..four.webp", "CON.png")):
+        Image.new("RGB", (64 + i, 64), (40 * i, 90, 120)).save(folder / name)
+    return folder
+
+
+def until(true: Callable[[], bool], seconds: float = 15.0) -> None:
+    """Wait for something to become true."""
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, "it did not happen in time"
+        time.sleep(0.02)

@@ -1,0 +1,163 @@
+"""A stand-in for `python -m tuner` that keeps the same contract in a second: for tests of the app alone."""
+
+from __future__ import annotations
+
+import colorsys
+import json
+import math
+import os
+import random
+import sys
+import time
+from pathlib import Path
+
+import yaml
+from PIL import Image, ImageDraw
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from tuner import events
+
+
+def picture(path: Path, seed: int, learned: float) -> None:
+    """A disc whose colour turns to black and white with learning."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draw = random.Random(seed)
+    red, green, blue = colorsys.hsv_to_rgb(draw.random(), 0.75 * (1 - learned), 0.9 - 0.8 * learned)
+    image = Image.new("RGB", (96, 96), "white")
+    colour = (int(255 * red), int(255 * green), int(255 * blue))
+    sides = draw.randint(3, 9)
+    ImageDraw.Draw(image).regular_polygon((48, 48, 34), sides, draw.randint(0, 90), fill=colour)
+    image.save(path)
+
+
+def samples(folder: Path, journal: events.Journal, recipe: dict, step: int, of: int) -> None:
+    """One picture per prompt."""
+    files = []
+    for i, prompt in enumerate((recipe.get("validate") or {}).get("prompts") or []):
+        name = f"samples/step-{step:06d}-{i}.png"
+        picture(folder / name, i, step / max(1, of))
+        files.append({"prompt": prompt, "file": name, "seed": 0})
+    if files:
+        journal("sample", step=step, files=files)
+
+
+def train(folder: Path, recipe: dict, pace: float, first: int) -> int:
+    """Pretend to learn."""
+    journal = events.Journal(folder / "events.jsonl")
+    of, every = recipe["train"]["steps"], (recipe.get("validate") or {}).get("every", 100)
+    journal(
+        "started", pid=os.getpid(), born=events.birth(os.getpid()), from_step=first, steps=of, name=recipe["name"],
+        family=recipe["family"], device="cpu", precision="fp32", hooks=[],
+    )  # fmt: skip
+    for name in ("prepare", "cache pictures", "cache text", "load"):
+        for done in range(1, 4):
+            journal("phase", name=name, done=done, of=3)
+            time.sleep(min(0.05, pace))
+    if first == 0:
+        samples(folder, journal, recipe, 0, of)
+    journal("phase", name="train", done=first, of=of)
+    if recipe["name"] == "breaks":
+        journal("failed", error="The picture cat.png is damaged; remove it or set data.0.on_problem to skip.")
+        return 1
+    if recipe["name"] == "dies":
+        os.kill(os.getpid(), 9)
+    draw = random.Random(0)
+    for step in range(first + 1, of + 1):
+        time.sleep(pace)
+        loss = 0.2 + 0.6 * math.exp(-4 * step / of) + draw.gauss(0, 0.05)
+        journal("step", step=step, of=of, loss=loss, lr=1e-4, norm=0.5 + draw.random() / 5, seconds=pace)
+        if take(folder, "sample") or step % every == 0 or step == of:
+            samples(folder, journal, recipe, step, of)
+            journal("validation", step=step, loss=0.22 + 0.6 * math.exp(-4 * step / of), by_t={})
+        if take(folder, "save") or step % 50 == 0 or step == of:
+            (folder / "checkpoints" / f"step-{step:06d}").mkdir(parents=True, exist_ok=True)
+            journal("checkpoint", step=step, path=f"checkpoints/step-{step:06d}")
+        if take(folder, "stop") and recipe["name"] != "deaf":
+            (folder / "checkpoints" / f"step-{step:06d}").mkdir(parents=True, exist_ok=True)
+            journal("checkpoint", step=step, path=f"checkpoints/step-{step:06d}")
+            journal("stopped", step=step)
+            return 0
+    journal("phase", name="export", done=0, of=1)
+    out = folder / "export" / "diffusers" / "pytorch_lora_weights.safetensors"
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_bytes(b"not really")
+    journal("export", path=str(out), verified=True)
+    journal("finished", step=of, seconds=of * pace)
+    return 0
+
+
+def take(folder: Path, request: str) -> bool:
+    """Whether this was asked for."""
+    path = folder / "control" / request
+    if not path.exists():
+        return False
+    path.unlink()
+    return True
+
+
+def check(path: Path) -> int:
+    """A plan and no problems, but for a source that says "missing"."""
+    recipe = yaml.safe_load(path.read_text())
+    files = [p for p in Path(recipe["data"][0]["path"]).iterdir() if p.suffix == ".png"]
+    problems = []
+    if "missing" in recipe["source"]:
+        text = f"source: {recipe['source']} is no model folder; give a folder in Hub layout."
+        problems = [{"level": "error", "where": "source", "text": text, "remedy": {"source": "sd1"}}]
+    plan = {
+        "items": len(files), "used": len(files), "unused": [], "steps_per_epoch": len(files), "epochs": 5,
+        "buckets": [{"width": 64, "height": 64, "items": len(files)}],
+    }  # fmt: skip
+    device = {"name": "cpu", "reason": "no GPU was found"}
+    print(json.dumps({"ok": not problems, "problems": problems, "plan": plan, "device": device}))
+    return int(bool(problems))
+
+
+def sample(request: Path, folder: Path, pace: float) -> int:
+    """Pictures for each contender."""
+    asked = yaml.safe_load(request.read_text())
+    journal = events.Journal(folder / "events.jsonl")
+    journal(
+        "started", pid=os.getpid(), born=events.birth(os.getpid()), from_step=0, steps=0, name="compare",
+        family=asked["family"], device="cpu", precision="fp32", hooks=[],
+    )  # fmt: skip
+    for c, contender in enumerate(asked["contenders"]):
+        for p, _ in enumerate(asked["prompts"]):
+            time.sleep(pace)
+            name = f"c{c}-p{p}.png"
+            picture(folder / name, p, contender["strength"] if contender["adapter"] else 0.0)
+            journal("sample", contender=c, prompt=p, seed=asked["seeds"][0], file=name)
+    journal("finished", step=0, seconds=1.0)
+    return 0
+
+
+def describe() -> int:
+    """One family."""
+    family = {
+        "name": "flux1", "title": "FLUX.1", "modality": "image", "tasks": ["generate"], "sources": ["dev", "schnell"],
+        "licence": "non-commercial", "resolution": 1024, "guidance": 3.5, "targets": ["default"], "size": "12 B",
+        "options": {},
+    }  # fmt: skip
+    print(json.dumps({"families": [family], "extensions": [], "version": "0"}))
+    return 0
+
+
+def main() -> int:
+    """PACE COMMAND ARGUMENTS."""
+    pace, command, *rest = float(sys.argv[1]), *sys.argv[2:]
+    if command == "check":
+        return check(Path(rest[0]))
+    if command == "describe":
+        return describe()
+    if command == "sample":
+        return sample(Path(rest[0]), Path(rest[2]), pace)
+    if command == "resume":
+        folder = Path(rest[0])
+        found, _ = events.follow(folder / "events.jsonl")
+        saved = [e["step"] for e in found if e["kind"] == "checkpoint"]
+        return train(folder, yaml.safe_load((folder / "recipe.yaml").read_text()), pace, saved[-1] if saved else 0)
+    return train(Path(rest[2]), yaml.safe_load(Path(rest[0]).read_text()), pace, 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,209 @@
+"""The whole walk in headless Chromium. Every request that would leave this machine fails the test."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlparse
+
+import pytest
+from test_page import served
+
+from tuner import home
+
+pytestmark = pytest.mark.browser
+sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (requirements-dev.txt)")
+BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+if BROWSER is None:
+    pytest.skip("no chromium or google-chrome on the PATH", allow_module_level=True)
+
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-dev-shm-usage",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--no-first-run",
+    "--disable-default-apps",
+]
+BASE = home.package_recipes() / "demo" / "base"
+PATIENCE = 90_000
+expect = sync_api.expect
+expect.set_options(timeout=PATIENCE)
+
+
+class Guard:
+    """Records and stops every request to another host, and every error of the page."""
+
+    def __init__(self, context: sync_api.BrowserContext) -> None:
+        self.away: list[str] = []
+        self.errors: list[str] = []
+        context.route("**/*", self._route)
+        context.on("weberror", lambda error: self.errors.append(str(error.error)))
+
+    def _route(self, route: sync_api.Route) -> None:
+        if urlparse(route.request.url).hostname in ("127.0.0.1", "localhost", None):
+            route.continue_()
+        else:
+            self.away.append(route.request.url)
+            route.abort()
+
+
+@pytest.fixture
+def context() -> Iterator[tuple[sync_api.BrowserContext, Guard]]:
+    """A browser window that is watched."""
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=BROWSER, args=FLAGS)
+        window = browser.new_context(viewport={"width": 1280, "height": 720})
+        window.set_default_timeout(PATIENCE)
+        guard = Guard(window)
+        yield window, guard
+        browser.close()
+        assert guard.away == [], "these requests would have left the machine"
+        assert guard.errors == [], "the page threw these errors"
+
+
+def tab(page: sync_api.Page, name: str) -> None:
+    """Open a screen."""
+    page.get_by_role("tab", name=name).click()
+
+
+def shot(page: sync_api.Page, name: str) -> None:
+    """A picture for people who ask for it: TUNER_SHOTS=folder pytest ..."""
+    if folder := os.environ.get("TUNER_SHOTS"):
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        page.screenshot(path=f"{folder}/{name}.png")
+
+
+def walk(window: sync_api.BrowserContext, address: str, pictures: Path, steps: int) -> None:
+    """Upload, caption, choose, train, reload, stop, compare."""
+    page = window.new_page()
+    page.goto(address)
+    upload_and_caption(page, pictures)
+    choose(page, steps)
+    page.locator("#start").click()
+    watch(page)
+    reload(page)
+    stop_and_compare(page)
+
+
+def upload_and_caption(page: sync_api.Page, pictures: Path) -> None:
+    """Five pictures of one's own; a caption with markup stays text; Enter goes on, Esc leaves."""
+    expect(page.locator(".t-card")).to_have_count(24)
+    page.set_input_files("#pictures-input", [str(path) for path in sorted(pictures.iterdir())])
+    expect(page.locator(".t-card")).to_have_count(5)
+    expect(page.get_by_text("5 pictures added.")).to_be_visible()
+    page.locator(".t-caption").first.click()
+    page.keyboard.type("a <b>bold</b> square")
+    page.keyboard.press("Enter")
+    page.keyboard.type("a second one")
+    page.keyboard.press("Escape")
+    expect(page.locator(".t-caption").first).to_have_text("a <b>bold</b> square")
+    expect(page.locator(".t-caption").nth(1)).to_have_text("Write a caption")
+    expect(page.get_by_text("4 have no caption: write one")).to_be_visible()
+    page.get_by_label("Trigger word").fill("sks")
+    page.get_by_label("Trigger word").press("Enter")
+    expect(page.get_by_text("trained with the trigger word alone")).to_be_visible()
+    shot(page, "dataset")
+
+
+def choose(page: sync_api.Page, steps: int) -> None:
+    """The demo recipe with other numbers; the engine has looked at it."""
+    page.get_by_role("button", name="Choose a recipe").click()
+    page.locator(".t-recipe").filter(has_text="Demo style").click()
+    page.locator("#f-train-steps").fill(str(steps))
+    page.locator("#f-validate-prompts").fill("rocket, high contrast style")
+    page.locator(".t-drawer[data-drawer=advanced] summary").click()
+    page.locator("#f-validate-every").fill("5")
+    page.locator("#f-validate-every").press("Tab")
+    expect(page.locator("#recipe .t-state.t-ok")).to_be_visible()
+    shot(page, "recipe")
+
+
+def watch(page: sync_api.Page) -> None:
+    """Loss and samples appear."""
+    expect(page.locator(".t-band")).to_be_visible()
+    expect(page.locator(".t-plot polyline.t-line")).to_be_visible()
+    expect(page.locator(".t-matrix img").first).to_be_visible()
+    expect(page.locator(".t-matrix thead th").nth(2)).to_have_text("step 5")
+    shot(page, "train")
+
+
+def reload(page: sync_api.Page) -> None:
+    """The page comes back to the same run, and so does a new one without a link."""
+    run = page.locator("#train select").input_value()
+    assert f"run={run}" in page.url and "tab=train" in page.url
+    page.reload()
+    expect(page.locator(".t-band[data-state=running]")).to_be_visible()
+    expect(page.locator(".t-plot polyline.t-line")).to_be_visible()
+    again = page.context.new_page()
+    again.goto(page.url.split("?")[0])
+    expect(again.locator("#train select")).to_have_value(run)
+    again.close()
+
+
+def stop_and_compare(page: sync_api.Page) -> None:
+    """What was learned so far, beside the base."""
+    page.get_by_role("button", name="Stop and save").click()
+    expect(page.locator(".t-band[data-state=stopped]")).to_be_visible()
+    expect(page.get_by_role("button", name="Resume")).to_be_enabled()
+    page.locator("#train-next").click()
+    expect(page.locator(".t-contender")).to_have_count(2)
+    page.locator("#c-prompts").fill("rocket, high contrast style")
+    page.locator("#c-steps").fill("4")
+    page.locator("#compare-go").click()
+    expect(page.locator("#compare .t-matrix img")).to_have_count(2)
+    wipe = page.locator("#compare .t-wipe-box input[type=range]")
+    wipe.focus()
+    page.keyboard.press("ArrowLeft")
+    expect(wipe).to_have_value("49")
+    shot(page, "compare")
+
+
+def test_the_walk(context: tuple[sync_api.BrowserContext, Guard], pictures: Path, tmp_path: Path) -> None:
+    """With the fake engine: the app alone, in seconds."""
+    with served(tmp_path / "home", 7991, "0.05") as address:
+        walk(context[0], address, pictures, 400)
+
+
+@pytest.mark.skipif(not (BASE / "model_index.json").exists(), reason="the demo's base model is not in this checkout")
+def test_the_walk_with_the_real_engine(
+    context: tuple[sync_api.BrowserContext, Guard], pictures: Path, tmp_path: Path
+) -> None:
+    """Five pictures, the demo recipe, a real LoRA."""
+    with served(tmp_path / "home", 7988, "real") as address:
+        walk(context[0], address, pictures, 400)
+
+
+def test_the_app_may_end_and_come_back(context: tuple[sync_api.BrowserContext, Guard], tmp_path: Path) -> None:
+    """A run outlives the app; the open page finds app and run again."""
+    page = context[0].new_page()
+    with served(tmp_path / "home", 7990, "0.05") as address:
+        page.goto(address)
+        tab(page, "Train")
+        page.locator("#train-next").click()
+        expect(page.locator(".t-band[data-state=running]")).to_be_visible()
+        expect(page.locator(".t-plot polyline.t-line")).to_be_visible()
+    with served(tmp_path / "home", 7990, "0.05"):
+        expect(page.locator(".t-band")).to_be_visible()
+        page.goto(f"{address}?tab=train")
+        expect(page.locator(".t-plot polyline.t-line")).to_be_visible()
+        page.get_by_role("button", name="Stop and save").click()
+        expect(page.locator(".t-band[data-state=stopped]")).to_be_visible()
+
+
+def test_dark_and_keyboard(context: tuple[sync_api.BrowserContext, Guard], tmp_path: Path) -> None:
+    """The theme is kept over a reload; arrow keys move between screens."""
+    page = context[0].new_page()
+    with served(tmp_path / "home", 7989) as address:
+        page.goto(address)
+        page.get_by_role("button", name="Light or dark").click()
+        expect(page.locator("body")).to_have_class("dark")
+        page.reload()
+        expect(page.locator("body")).to_have_class("dark")
+        page.get_by_role("tab", name="Dataset").focus()
+        page.keyboard.press("ArrowRight")
+        expect(page.locator("#recipe .t-form")).to_be_visible()

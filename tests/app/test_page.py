@@ -1,0 +1,111 @@
+"""The page as it is served: no torch, no look-ups, only its own files, only its own hosts."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from gradio_app.main import build, serving
+from gradio_app.studio import Studio
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+
+
+@contextmanager
+def served(home: Path, port: int, engine: str = "0.02") -> Iterator[str]:
+    """The app in a process of its own."""
+    environment = {**os.environ, "TUNER_HOME": str(home), "PYTHONPATH": str(ROOT)}
+    log = (home.parent / f"app-{port}.log").open("wb")
+    child = subprocess.Popen(
+        [sys.executable, str(HERE / "serve.py"), str(port), engine], env=environment, stdout=log, stderr=log
+    )
+    address = f"http://127.0.0.1:{port}/"
+    try:
+        _wait(address, child)
+        yield address
+    finally:
+        child.terminate()
+        child.wait(10)
+        log.close()
+
+
+def _wait(address: str, child: subprocess.Popen) -> None:
+    end = time.monotonic() + 60
+    while True:
+        try:
+            urllib.request.urlopen(address, timeout=2).close()
+            return
+        except OSError:
+            assert child.poll() is None, "the app ended while starting"
+            assert time.monotonic() < end, "the app did not start in a minute"
+            time.sleep(0.1)
+
+
+def test_the_app_never_imports_torch_and_asks_no_name_server(tmp_path: Path) -> None:
+    code = """
+import socket, sys
+asked = []
+real = socket.getaddrinfo
+socket.getaddrinfo = lambda host, *a, **k: (asked.append(host), real(host, *a, **k))[1]
+from gradio_app.main import build, serving, LOCAL
+from gradio_app.studio import open_studio
+studio = open_studio()
+page = build(studio)
+page.launch(prevent_thread_lock=True, server_port=0 or 7993, **serving(studio, LOCAL))
+page.close()
+loaded = {name.split('.')[0] for name in sys.modules}
+print(sorted(loaded & {'torch', 'diffusers', 'transformers', 'accelerate', 'peft', 'torchvision'}))
+print(sorted(set(map(str, asked)) - {'127.0.0.1', 'localhost', 'None', '0.0.0.0'}))
+"""
+    environment = {**os.environ, "TUNER_HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
+    assert done.stdout.strip().splitlines()[-2:] == ["[]", "[]"], done.stdout + done.stderr
+
+
+def test_only_the_workspace_is_served_and_only_to_this_machine(tmp_path: Path) -> None:
+    (tmp_path / "home").mkdir()
+    (tmp_path / "secret.png").write_bytes(b"secret")
+    with served(tmp_path / "home", 7992) as address:
+        picture = next((ROOT / "recipes" / "demo" / "images").glob("*.png"))
+        assert _status(f"{address}gradio_api/file={picture}") == 200
+        assert _status(f"{address}gradio_api/file={tmp_path / 'secret.png'}") == 403
+        assert _status(f"{address}gradio_api/file={ROOT / 'app.py'}") == 403
+        assert _status(f"{address}gradio_api/file={tmp_path / 'home' / 'draft.json'}") == 403
+        assert _status(address, {"Host": "evil.example"}) == 400
+        assert oct((tmp_path / "home" / "cache" / "uploads").stat().st_mode)[-3:] == "700"
+
+
+def _status(address: str, headers: dict[str, str] | None = None) -> int:
+    try:
+        with urllib.request.urlopen(urllib.request.Request(address, headers=headers or {}), timeout=10) as answer:
+            return answer.status
+    except urllib.error.HTTPError as error:
+        return error.code
+
+
+def test_every_handler_is_private(studio: Studio) -> None:
+    page = build(studio)
+    assert {fn.api_visibility for fn in page.fns.values()} == {"private"}
+    assert serving(studio, ["localhost"])["run_history"] is False
+
+
+def test_others_need_a_password(tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "app.py"), "--host", "0.0.0.0", "--password", "short"]
+    environment = {**os.environ, "TUNER_HOME": str(tmp_path)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1 and "at least 12 characters" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["GRADIO_ANALYTICS_ENABLED", "GRADIO_RUN_HISTORY"])
+def test_privacy_is_set_before_gradio_loads(name: str) -> None:
+    assert os.environ[name] == "False"
