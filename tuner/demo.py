@@ -15,6 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from . import compare, run
 from .compare import Comparison, Contender
+from .events import status
 from .home import package_recipes
 from .recipe import Recipe
 
@@ -28,7 +29,7 @@ Picture = np.ndarray
 def main(wanted: Recipe, out: Path) -> int:
     """Train, draw, measure, and say where everything lies; returns the exit code."""
     code = run.start(wanted, out)
-    if code != 0:
+    if code != 0 or status(out).state != "finished":
         return code
     subjects, real = held_out()
     chosen = [subjects[i * len(subjects) // SHOWN] for i in range(SHOWN)]

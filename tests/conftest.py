@@ -1,0 +1,5 @@
+"""One thread for every test and every process a test starts: tiny tensors only lose time to more, and bits depend on it."""
+
+import os
+
+os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TUNER_DEVICE": "cpu", "TOKENIZERS_PARALLELISM": "false"}
