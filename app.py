@@ -6,6 +6,7 @@ import argparse
 import secrets
 import sys
 
+from gradio_app.door import USER, door
 from gradio_app.main import LOCAL, build, serving
 from gradio_app.studio import Studio, open_studio
 
@@ -27,7 +28,7 @@ def main(arguments: list[str] | None = None, studio: Studio | None = None) -> No
         server_name=options.host,
         server_port=options.port,
         share=options.share,
-        auth=("tuner", password) if password else None,
+        auth=door(password) if password else None,
         prevent_thread_lock=True,
         **serving(studio, hosts),
     )
@@ -37,7 +38,7 @@ def main(arguments: list[str] | None = None, studio: Studio | None = None) -> No
     if public:
         _say(f"Others reach it at {public}")
     if password:
-        _say(f"User: tuner   Password: {password}")
+        _say(f"User: {USER}   Password: {password}")
     page.block_thread()
 
 

@@ -22,6 +22,7 @@ from .theme import theme
 
 SCREENS = ("dataset", "recipe", "train", "compare")
 ICON = Path(__file__).resolve().parent / "parts" / "icon.svg"
+DAY = (3600, 86400)
 LOCAL = ["127.0.0.1", "localhost", "[::1]"]
 
 
@@ -51,6 +52,7 @@ class Page:
     """The parts of the page that events write to."""
 
     session: gr.State
+    seen: gr.State
     tabs: gr.Tabs
     frame: gr.HTML
     dataset: tuple[gr.HTML, gr.HTML, gr.Button]
@@ -66,8 +68,8 @@ class Page:
 
 def build(studio: Studio) -> gr.Blocks:
     """All of the page. State between ticks is a run's name and what was shown last, never a process."""
-    with gr.Blocks(title="Tuner", analytics_enabled=False, fill_width=True) as blocks:
-        session = gr.State({"run": "", "said": "", "nonce": 0.0, "seen": {}})
+    with gr.Blocks(title="Tuner", analytics_enabled=False, fill_width=True, delete_cache=DAY) as blocks:
+        session, seen = gr.State({"run": "", "said": "", "nonce": 0.0}), gr.State({})
         frame = widget("frame", frame_view(studio), "frame", ("openjob",))
         with gr.Tabs(elem_id="screens", selected="dataset") as tabs:
             with gr.Tab("Dataset", id="dataset") as dataset_tab:
@@ -78,7 +80,7 @@ def build(studio: Studio) -> gr.Blocks:
                 live = train.build(studio, session)
             with gr.Tab("Compare", id="compare") as compare_tab:
                 board = compare.build(studio)
-        page = Page(session, tabs, frame, data, form, live, board)
+        page = Page(session, seen, tabs, frame, data, form, live, board)
         _clock(studio, blocks, page)
         _buttons(studio, page)
         for tab, screen, parts in (
@@ -101,14 +103,14 @@ def _clock(studio: Studio, blocks: gr.Blocks, page: Page) -> None:
         studio.catalog.ask()
         wanted = request.query_params.get("tab", "")
         run = pick_run(studio, request.query_params.get("run", ""))
-        known = {"run": run, "said": "", "nonce": 0.0, "seen": {}}
+        known = {"run": run, "said": "", "nonce": 0.0}
         opened = gr.Tabs(selected="train") if wanted not in SCREENS and studio.running() else gr.skip()
-        return known, opened, dataset.view(studio), dataset.plan_line(studio)
+        return known, {}, opened, dataset.view(studio), dataset.plan_line(studio)
 
-    outputs = [page.session, page.frame, *page.recipe[:2], page.train[0], page.train[2], *page.compare[:2]]
-    blocks.load(on_load, None, [page.session, page.tabs, *page.dataset[:2]], **quiet())
+    outputs = [page.seen, page.frame, *page.recipe[:2], page.train[0], page.train[2], *page.compare[:2]]
+    blocks.load(on_load, None, [page.session, page.seen, page.tabs, *page.dataset[:2]], **quiet())
     gr.Timer(1.0).tick(
-        partial(tick, studio), [page.session], outputs, concurrency_limit=None, **quiet(trigger_mode="once")
+        partial(tick, studio), [page.session, page.seen], outputs, concurrency_limit=None, **quiet(trigger_mode="once")
     )
 
 
@@ -121,11 +123,11 @@ def _buttons(studio: Studio, page: Page) -> None:
         if not run:
             gr.Warning(obstacle, duration=8)
             return known, gr.Tabs(selected="recipe"), recipe.view(studio), gr.skip(), ready
-        known = {**known, "run": run, "said": "", "seen": {}}
+        known = {**known, "run": run, "said": ""}
         return known, gr.Tabs(selected="train"), gr.skip(), train.view(studio, run), ready
 
     def on_next(known: dict[str, Any]) -> tuple[Any, ...]:
-        step = train.next_step(studio, known["run"])["do"]
+        step = train.next_step(studio, pick_run(studio, known["run"]))["do"]
         if step == "start":
             return on_start(known)
         return known, gr.Tabs(selected=step), gr.skip(), gr.skip(), gr.skip()
@@ -133,7 +135,7 @@ def _buttons(studio: Studio, page: Page) -> None:
     def on_job(known: dict[str, Any]) -> tuple[Any, Any]:
         running = studio.running()
         run = running.folder.name if running else known["run"]
-        return {**known, "run": run, "seen": {}}, train.view(studio, run)
+        return {**known, "run": run}, train.view(studio, run)
 
     def checking() -> gr.Button:
         return gr.Button("Checking …", interactive=False)
@@ -148,10 +150,12 @@ def _buttons(studio: Studio, page: Page) -> None:
     page.frame.openjob(on_job, [page.session], [page.session, page.train[0]], **quiet())
 
 
-def tick(studio: Studio, known: dict[str, Any]) -> tuple[Any, ...]:
-    """Once a second: send what changed since this browser saw it last, skip the rest."""
+def tick(studio: Studio, known: dict[str, Any], seen: dict[str, str]) -> tuple[Any, ...]:
+    """Once a second: send what changed since this browser saw it last, skip the rest.
+
+    It writes only `seen`: what the user chose meanwhile is never overwritten by a late tick.
+    """
     run = known.get("run") or pick_run(studio, "")
-    seen = dict(known.get("seen") or {})
     head = frame_view(studio)
     draft = studio.project.draft()
     findings = recipe.findings(studio, draft)
@@ -162,11 +166,11 @@ def tick(studio: Studio, known: dict[str, Any]) -> tuple[Any, ...]:
         "compare": digest(compare.stamp(studio)),
     }
     new = {name for name, mark in stamps.items() if seen.get(name) != mark}
-    if not new and run == known.get("run"):
+    if not new:
         return (gr.skip(),) * 8
     step = train.next_step(studio, run)
     return (
-        {**known, "run": run, "seen": stamps},
+        stamps,
         head if "frame" in new else gr.skip(),
         recipe.view(studio) if "recipe" in new else gr.skip(),
         recipe.plan_line(studio) if "recipe" in new else gr.skip(),

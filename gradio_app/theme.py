@@ -1,4 +1,4 @@
-"""Colours and fonts of the Gradio parts; everything else is in parts/studio.css."""
+"""Colours and fonts of the Gradio parts; everything else is in parts/*.css."""
 
 from __future__ import annotations
 

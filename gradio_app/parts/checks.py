@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import subprocess
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 from ..launcher import LocalLauncher
 
 QUIET = 1.2
+KEPT = 90
 
 
 class Checker:
@@ -20,39 +22,44 @@ class Checker:
     def __init__(self, launcher: LocalLauncher, folder: Path) -> None:
         self.launcher, self.folder = launcher, folder
         folder.mkdir(parents=True, exist_ok=True)
+        _prune(folder)
+        self._lock = threading.RLock()
         self._wanted = ""
         self._since = 0.0
         self._running: tuple[str, subprocess.Popen[bytes]] | None = None
         self.device: dict[str, Any] = {}
 
-    def want(self, recipe: str, stamp: str = "") -> None:
+    def want(self, recipe: str, stamp: str = "") -> str:
         """The recipe as YAML, and a stamp that changes with the pictures it reads."""
         key = digest(recipe, stamp)
-        if key != self._wanted:
-            self._wanted, self._since = key, time.monotonic()
-            (self.folder / f"{key}.yaml").write_text(recipe, encoding="utf-8")
+        with self._lock:
+            if key != self._wanted:
+                self._wanted, self._since = key, time.monotonic()
+                (self.folder / f"{key}.yaml").write_text(recipe, encoding="utf-8")
+        return key
 
     def poll(self) -> dict[str, Any] | None:
         """The answer for the wanted recipe, or nothing while it is open; starts the child when all is quiet."""
-        if self._running is not None and self._running[1].poll() is not None:
-            self._running = None
-        found = self.answer(self._wanted)
-        if found is not None or not self._wanted:
-            return found
-        if self._running is None and time.monotonic() - self._since > QUIET:
-            self._run(self._wanted)
-        return None
+        with self._lock:
+            if self._running is not None and self._running[1].poll() is not None:
+                self._running = None
+            found = self.answer(self._wanted)
+            if found is not None or not self._wanted:
+                return found
+            if self._running is None and time.monotonic() - self._since > QUIET:
+                self._run(self._wanted)
+            return None
 
     def now(self, recipe: str, stamp: str = "", timeout: float = 180.0) -> dict[str, Any]:
         """The answer at once: from what is known, else by waiting for the child."""
-        self.want(recipe, stamp)
-        key, until = self._wanted, time.monotonic() + timeout
+        key, until = self.want(recipe, stamp), time.monotonic() + timeout
         while time.monotonic() < until:
-            found = self.answer(key)
-            if found is not None:
-                return found
-            if self._running is None or self._running[1].poll() is not None:
-                self._run(key)
+            with self._lock:
+                found = self.answer(key)
+                if found is not None:
+                    return found
+                if self._running is None or self._running[1].poll() is not None:
+                    self._run(key)
             time.sleep(0.1)
         return trouble("The check took too long and was given up; the log of the app has more.")
 
@@ -83,6 +90,13 @@ def trouble(text: str) -> dict[str, Any]:
     """An answer that says that there is none."""
     problem = {"level": "error", "where": "", "text": text or "The check ended without an answer.", "remedy": {}}
     return {"ok": False, "problems": [problem], "plan": {}, "device": {}}
+
+
+def _prune(folder: Path) -> None:
+    """Old answers are of no use."""
+    files = sorted(folder.iterdir(), key=lambda p: p.stat().st_mtime, reverse=True)
+    for old in files[KEPT:]:
+        old.unlink()
 
 
 def _parsed(text: str) -> dict[str, Any] | None:

@@ -18,17 +18,31 @@ window.Tuner = window.Tuner || {};
   const file = (path) => (path ? "gradio_api/file=" + path.split("/").map(encodeURIComponent).join("/") : "");
 
   const PATHS = {
-    plus: "M8 3v10M3 8h10", close: "M4 4l8 8M12 4l-8 8", check: "M3 8.5l3.2 3.2L13 5", sun: "M8 5a3 3 0 100 6 3 3 0 000-6zM8 1v2M8 13v2M1 8h2M13 8h2M3 3l1.4 1.4M11.6 11.6L13 13M13 3l-1.4 1.4M4.4 11.6L3 13",
-    moon: "M13 9.5A5.5 5.5 0 016.5 3 5.5 5.5 0 1013 9.5z", warn: "M8 2.5L14.5 13.5h-13zM8 6.5v3.2M8 11.6v.1", upload: "M8 11V3M4.5 6.5L8 3l3.5 3.5M3 13h10",
-    down: "M8 3v8M4.5 7.5L8 11l3.5-3.5M3 13.5h10", undo: "M3 6h6.5a3.5 3.5 0 010 7H6M3 6l3-3M3 6l3 3", image: "M2.5 3h11v10h-11zM2.5 11l3.2-3.2 2.6 2.6 2-2 3.2 3.2M10.5 6.2v.1",
-    search: "M7 2.5a4.5 4.5 0 100 9 4.5 4.5 0 000-9zM10.4 10.4L14 14", info: "M8 2a6 6 0 100 12A6 6 0 008 2zM8 7.2v3.6M8 5v.1", chevron: "M4 6l4 4 4-4",
+    plus: "M8 3v10M3 8h10",
+    close: "M4 4l8 8M12 4l-8 8",
+    check: "M3 8.5l3.2 3.2L13 5",
+    sun: "M8 5a3 3 0 100 6 3 3 0 000-6zM8 1v2M8 13v2M1 8h2M13 8h2M3 3l1.4 1.4M11.6 11.6L13 13M13 3l-1.4 1.4M4.4 11.6L3 13",
+    moon: "M13 9.5A5.5 5.5 0 016.5 3 5.5 5.5 0 1013 9.5z",
+    warn: "M8 2.5L14.5 13.5h-13zM8 6.5v3.2M8 11.6v.1",
+    upload: "M8 11V3M4.5 6.5L8 3l3.5 3.5M3 13h10",
+    down: "M8 3v8M4.5 7.5L8 11l3.5-3.5M3 13.5h10",
+    undo: "M3 6h6.5a3.5 3.5 0 010 7H6M3 6l3-3M3 6l3 3",
+    image: "M2.5 3h11v10h-11zM2.5 11l3.2-3.2 2.6 2.6 2-2 3.2 3.2M10.5 6.2v.1",
+    search: "M7 2.5a4.5 4.5 0 100 9 4.5 4.5 0 000-9zM10.4 10.4L14 14",
+    info: "M8 2a6 6 0 100 12A6 6 0 008 2zM8 7.2v3.6M8 5v.1",
+    chevron: "M4 6l4 4 4-4",
   };
   const icon = (name, size = 16) =>
-    s("svg", { viewBox: "0 0 16 16", width: size, height: size, class: "t-icon", "aria-hidden": "true" }, s("path", { d: PATHS[name] }));
+    s(
+      "svg",
+      { viewBox: "0 0 16 16", width: size, height: size, class: "t-icon", "aria-hidden": "true" },
+      s("path", { d: PATHS[name] }),
+    );
 
   // Draws a named part again only when its data changed.
   const slots = () => {
-    const nodes = {}, seen = {};
+    const nodes = {},
+      seen = {};
     return {
       node: (name, tag = "div", attributes = {}) => (nodes[name] = nodes[name] || h(tag, attributes)),
       draw: (name, data, make) => {
@@ -46,7 +60,9 @@ window.Tuner = window.Tuner || {};
     if (root.dataset.ready) return;
     root.dataset.ready = "1";
     const draw = setup(root);
-    const run = () => { if (props.value) draw(props.value); };
+    const run = () => {
+      if (props.value) draw(props.value);
+    };
     watch("value", run);
     run();
   };
@@ -55,18 +71,25 @@ window.Tuner = window.Tuner || {};
   const screens = ["dataset", "recipe", "train", "compare"];
   const tabs = () => [...document.querySelectorAll("#screens button[role=tab]")].filter((b) => b.textContent.trim());
   const tabOf = (name) => tabs().find((b) => b.textContent.trim().toLowerCase() === name);
-  const go = (name) => { const b = tabOf(name); if (b) b.click(); };
+  const go = (name) => {
+    const b = tabOf(name);
+    if (b) b.click();
+  };
   const url = (changes) => {
     const at = new URL(window.location.href);
-    for (const [key, value] of Object.entries(changes)) value ? at.searchParams.set(key, value) : at.searchParams.delete(key);
+    for (const [key, value] of Object.entries(changes))
+      value ? at.searchParams.set(key, value) : at.searchParams.delete(key);
     if (at.href !== window.location.href) window.history.replaceState(null, "", at.href);
   };
   const followTabs = () => {
     const list = document.querySelector("#screens [role=tablist]");
     if (!list) return window.setTimeout(followTabs, 150);
     // A deep link opens its screen at once, and is not overwritten before.
-    let last = asked ? "" : "dataset", awaited = screens.includes(asked) ? asked : "";
-    const settled = () => { awaited = ""; };
+    let last = asked ? "" : "dataset",
+      awaited = screens.includes(asked) ? asked : "";
+    const settled = () => {
+      awaited = "";
+    };
     window.setTimeout(settled, 6000);
     list.addEventListener("pointerdown", settled);
     if (awaited) go(awaited);
@@ -74,18 +97,29 @@ window.Tuner = window.Tuner || {};
       const open = tabs().find((b) => b.getAttribute("aria-selected") === "true");
       const name = open && open.textContent.trim().toLowerCase();
       if (name === awaited) settled();
-      if (name && !awaited && name !== last && screens.includes(name)) { last = name; url({ tab: name }); window.scrollTo(0, 0); }
+      if (name && !awaited && name !== last && screens.includes(name)) {
+        last = name;
+        url({ tab: name });
+        window.scrollTo(0, 0);
+      }
     };
-    new MutationObserver(note).observe(list, { subtree: true, childList: true, attributes: true, attributeFilter: ["aria-selected"] });
-    list.addEventListener("keydown", (e) => {
-      const all = tabs(), at = all.indexOf(document.activeElement);
-      const move = { ArrowRight: 1, ArrowLeft: -1 }[e.key];
-      if (at < 0 || !move) return;
-      const next = all[(at + move + all.length) % all.length];
-      next.focus(); next.click();
+    new MutationObserver(note).observe(list, {
+      subtree: true,
+      childList: true,
+      attributes: true,
+      attributeFilter: ["aria-selected"],
     });
     note();
   };
+  document.addEventListener("keydown", (e) => {
+    const all = tabs(),
+      at = all.indexOf(document.activeElement);
+    const move = { ArrowRight: 1, ArrowLeft: -1 }[e.key];
+    if (at < 0 || !move) return;
+    const next = all[(at + move + all.length) % all.length];
+    next.focus();
+    next.click();
+  });
   followTabs();
 
   const marks = (found) => {
@@ -100,23 +134,61 @@ window.Tuner = window.Tuner || {};
 
   const dark = (wanted) => {
     document.body.classList.toggle("dark", wanted);
-    try { localStorage.setItem("tuner-theme", wanted ? "dark" : "light"); } catch (error) { /* private mode: not kept */ }
+    try {
+      localStorage.setItem("tuner-theme", wanted ? "dark" : "light");
+    } catch (error) {
+      /* private mode: not kept */
+    }
   };
-  const remembered = () => { try { return localStorage.getItem("tuner-theme"); } catch (error) { return null; } };
+  const remembered = () => {
+    try {
+      return localStorage.getItem("tuner-theme");
+    } catch (error) {
+      return null;
+    }
+  };
   const themed = new URL(window.location.href).searchParams.get("__theme");
-  const early = () => { const known = remembered(); if (known && !themed) document.body.classList.toggle("dark", known === "dark"); };
+  const early = () => {
+    const known = remembered();
+    if (known && !themed) document.body.classList.toggle("dark", known === "dark");
+  };
   document.body ? early() : document.addEventListener("DOMContentLoaded", early);
   window.addEventListener("load", () => window.setTimeout(early, 50));
 
   const modal = (title, content) => {
     const before = document.activeElement;
-    const close = () => { shade.remove(); document.removeEventListener("keydown", keys, true); if (before) before.focus(); };
-    const keys = (e) => { if (e.key === "Escape") { e.stopPropagation(); close(); } };
-    const shade = h("div", { class: "t-shade", onclick: (e) => { if (e.target === shade) close(); } },
-      h("div", { class: "t-modal", role: "dialog", "aria-modal": "true", "aria-label": title },
-        h("div", { class: "t-modal-head" }, h("strong", {}, title), h("button", { class: "t-ghost", type: "button", "aria-label": "Close", onclick: close }, icon("close"))),
-        content));
-    (document.querySelector(".gradio-container") || document.body).append(shade);
+    const close = () => {
+      shade.remove();
+      document.removeEventListener("keydown", keys, true);
+      if (before) before.focus();
+    };
+    const keys = (e) => {
+      if (e.key === "Escape") {
+        e.stopPropagation();
+        close();
+      }
+    };
+    const shade = h(
+      "div",
+      {
+        class: "t-shade",
+        onclick: (e) => {
+          if (e.target === shade) close();
+        },
+      },
+      h(
+        "div",
+        { class: "t-modal", role: "dialog", "aria-modal": "true", "aria-label": title },
+        h(
+          "div",
+          { class: "t-modal-head" },
+          h("strong", {}, title),
+          h("button", { class: "t-ghost", type: "button", "aria-label": "Close", onclick: close }, icon("close")),
+        ),
+        content,
+      ),
+    );
+    (document.querySelector(".gradio-container .contain") || document.body).append(shade);
     document.addEventListener("keydown", keys, true);
     const first = shade.querySelector("input, button");
     if (first) first.focus();
@@ -125,9 +197,23 @@ window.Tuner = window.Tuner || {};
 
   // Two pictures over each other with a slider between; the slider is a range input, so arrow keys move it.
   const wipe = (left, right) => {
-    const pane = h("div", { class: "t-wipe" }, h("img", { src: left.src, alt: left.label, draggable: "false" }), h("img", { src: right.src, alt: right.label, class: "t-over", draggable: "false" }),
-      h("span", { class: "t-wipe-line" }), h("span", { class: "t-wipe-l" }, left.label), h("span", { class: "t-wipe-r" }, right.label));
-    const range = h("input", { type: "range", min: 0, max: 100, step: 1, value: 50, "aria-label": `Wipe between ${left.label} and ${right.label}` });
+    const pane = h(
+      "div",
+      { class: "t-wipe" },
+      h("img", { src: left.src, alt: left.label, draggable: "false" }),
+      h("img", { src: right.src, alt: right.label, class: "t-over", draggable: "false" }),
+      h("span", { class: "t-wipe-line" }),
+      h("span", { class: "t-wipe-l" }, left.label),
+      h("span", { class: "t-wipe-r" }, right.label),
+    );
+    const range = h("input", {
+      type: "range",
+      min: 0,
+      max: 100,
+      step: 1,
+      value: 50,
+      "aria-label": `Wipe between ${left.label} and ${right.label}`,
+    });
     const move = () => pane.style.setProperty("--p", range.value + "%");
     range.addEventListener("input", move);
     const drag = (e) => {

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import statistics
 import threading
-import time
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -23,7 +22,6 @@ PHASES = {
     "train": "Train",
     "export": "Save adapter",
 }
-WAITING = 120.0
 
 
 @dataclass
@@ -212,9 +210,3 @@ def newest_running(folders: list[Path]) -> Path | None:
         if reader(folder).refresh().state in ("running", "starting"):
             return folder
     return None
-
-
-def waits_long(folder: Path) -> bool:
-    """Whether a start takes unusually long (the engine may be loading a large model)."""
-    record = reader(folder)._record()
-    return bool(record) and time.time() - record["at"] > WAITING

@@ -9,6 +9,7 @@ import gradio as gr
 
 HERE = Path(__file__).resolve().parent
 SCRIPTS = ("common", "frame", "grid", "recipe", "train", "compare")
+STYLES = ("controls", "frame", "grid", "recipe", "train", "compare")
 
 
 def scripts() -> str:
@@ -20,7 +21,7 @@ def scripts() -> str:
 
 def style() -> str:
     """The style of the widgets, which Gradio scopes to its container."""
-    return (HERE / "studio.css").read_text(encoding="utf-8")
+    return "\n".join((HERE / f"{name}.css").read_text(encoding="utf-8") for name in STYLES)
 
 
 def widget(name: str, value: dict[str, Any], identity: str, events: tuple[str, ...] = ()) -> gr.HTML:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-TECHNICAL = {"lr": "Learning rate", "snr": "SNR", "ema": "EMA", "huber": "Huber", "fp32": "fp32"}
+TECHNICAL = {"lr": "Learning rate", "snr": "SNR"}
 
 
 def duration(seconds: float | None) -> str:

@@ -102,8 +102,9 @@ def build(studio: Studio) -> tuple[gr.HTML, gr.HTML, gr.Button]:
         _select(studio, str(as_dict(event._data)["name"]))
         return view(studio), plan_line(studio)
 
-    def on_fresh() -> tuple[Any, str]:
-        _select(studio, studio.workspace.datasets.create("my-pictures"))
+    def on_fresh(event: gr.EventData) -> tuple[Any, str]:
+        wish = str(as_dict(event._data).get("name") or "my-pictures")
+        _select(studio, studio.workspace.datasets.create(wish))
         return view(studio), plan_line(studio)
 
     def on_triggerword(event: gr.EventData) -> tuple[Any, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -50,8 +51,8 @@ def view(studio: Studio, run: str, said: str = "", nonce: float = 0.0) -> dict[s
         "said": said if said not in WHILE_LIVE or state in LIVE else "",
         "nonce": nonce,
         "facts": _facts(seen),
-        "warnings": [*seen.further_errors(), *(str(w.get("text", "")) for w in seen.warnings[-4:])],
-        "notes": [str(n.get("text", "")) for n in seen.notes[-4:]],
+        "warnings": _short(studio, [*seen.further_errors(), *(str(w.get("text", "")) for w in seen.warnings[-4:])]),
+        "notes": _short(studio, [str(n.get("text", "")) for n in seen.notes[-4:]]),
         "log": seen.log(),
     }
 
@@ -87,17 +88,19 @@ def build(studio: Studio, session: gr.State) -> tuple[gr.HTML, gr.HTML, gr.Butto
         line = gr.HTML("", html_template=PLAN, js_on_load=None, elem_classes="plan-line", padding=False)
         onward = gr.Button("Start training", variant="primary", elem_id="train-next")
 
-    def on_act(known: dict[str, Any], event: gr.EventData) -> tuple[Any, Any]:
-        said = act(studio, str(known.get("run", "")), str(as_dict(event._data).get("do", "")))
-        known = {**known, "said": said, "nonce": time.time()}
-        return known, view(studio, known["run"], said, known["nonce"])
+    def on_act(event: gr.EventData) -> tuple[Any, Any]:
+        sent = as_dict(event._data)
+        run = str(sent.get("run", ""))
+        said = act(studio, run, str(sent.get("do", "")))
+        known = {"run": run, "said": said, "nonce": time.time()}
+        return known, view(studio, run, said, known["nonce"])
 
     def on_open(known: dict[str, Any], event: gr.EventData) -> tuple[Any, Any]:
         run = str(as_dict(event._data).get("run", ""))
         known = {**known, "run": run if studio.workspace.run(run) else known.get("run", ""), "said": ""}
         return known, view(studio, known["run"])
 
-    screen.act(on_act, [session], [session, screen], **quiet())
+    screen.act(on_act, None, [session, screen], **quiet())
     screen.open(on_open, [session], [session, screen], **quiet())
     return screen, line, onward
 
@@ -247,6 +250,11 @@ def _facts(seen: Reader) -> list[list[str]]:
         if seen.start.get(key)
     ]
     return facts
+
+
+def _short(studio: Studio, texts: list[str]) -> list[str]:
+    """File names without the folder of the data sets."""
+    return [re.sub(rf"{re.escape(str(studio.workspace.datasets.root))}/[^/\s]+/", "", text) for text in texts]
 
 
 def _recipe(folder: Path) -> dict[str, Any]:

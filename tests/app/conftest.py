@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,8 +10,7 @@ from PIL import Image
 
 from gradio_app.studio import Studio, open_studio
 from gradio_app.workspace import Workspace
-
-FAKE = Path(__file__).resolve().parent / "fake_engine.py"
+from tests.app.helpers import FAKE
 
 
 @pytest.fixture
@@ -30,11 +27,3 @@ def pictures(tmp_path: Path) -> Path:
     for i, name in enumerate(("one.png", "two words.jpg", "<b>three.png", "..four.webp", "CON.png")):
         Image.new("RGB", (64 + i, 64), (40 * i, 90, 120)).save(folder / name)
     return folder
-
-
-def until(true: Callable[[], bool], seconds: float = 15.0) -> None:
-    """Wait for something to become true."""
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end, "it did not happen in time"
-        time.sleep(0.02)

@@ -9,8 +9,8 @@ from pathlib import Path
 from urllib.parse import urlparse
 
 import pytest
-from test_page import served
 
+from tests.app.helpers import free_port, served
 from tuner import home
 
 pytestmark = pytest.mark.browser
@@ -78,30 +78,31 @@ def shot(page: sync_api.Page, name: str) -> None:
         page.screenshot(path=f"{folder}/{name}.png")
 
 
-def walk(window: sync_api.BrowserContext, address: str, pictures: Path, steps: int) -> None:
+def walk(window: sync_api.BrowserContext, address: str, pictures: Path, caption: str) -> None:
     """Upload, caption, choose, train, reload, stop, compare."""
     page = window.new_page()
     page.goto(address)
-    upload_and_caption(page, pictures)
-    choose(page, steps)
+    upload_and_caption(page, pictures, caption)
+    choose(page, 400)
     page.locator("#start").click()
     watch(page)
     reload(page)
     stop_and_compare(page)
 
 
-def upload_and_caption(page: sync_api.Page, pictures: Path) -> None:
+def upload_and_caption(page: sync_api.Page, pictures: Path, caption: str) -> None:
     """Five pictures of one's own; a caption with markup stays text; Enter goes on, Esc leaves."""
     expect(page.locator(".t-card")).to_have_count(24)
+    expect(page.locator(".t-drop-veil")).to_be_hidden()
     page.set_input_files("#pictures-input", [str(path) for path in sorted(pictures.iterdir())])
     expect(page.locator(".t-card")).to_have_count(5)
     expect(page.get_by_text("5 pictures added.")).to_be_visible()
     page.locator(".t-caption").first.click()
-    page.keyboard.type("a <b>bold</b> square")
+    page.keyboard.type(caption)
     page.keyboard.press("Enter")
     page.keyboard.type("a second one")
     page.keyboard.press("Escape")
-    expect(page.locator(".t-caption").first).to_have_text("a <b>bold</b> square")
+    expect(page.locator(".t-caption").first).to_have_text(caption)
     expect(page.locator(".t-caption").nth(1)).to_have_text("Write a caption")
     expect(page.get_by_text("4 have no caption: write one")).to_be_visible()
     page.get_by_label("Trigger word").fill("sks")
@@ -118,7 +119,8 @@ def choose(page: sync_api.Page, steps: int) -> None:
     page.locator("#f-validate-prompts").fill("rocket, high contrast style")
     page.locator(".t-drawer[data-drawer=advanced] summary").click()
     page.locator("#f-validate-every").fill("5")
-    page.locator("#f-validate-every").press("Tab")
+    page.locator("#f-validate-steps").fill("4")
+    page.locator("#f-validate-steps").press("Tab")
     expect(page.locator("#recipe .t-state.t-ok")).to_be_visible()
     shot(page, "recipe")
 
@@ -165,8 +167,8 @@ def stop_and_compare(page: sync_api.Page) -> None:
 
 def test_the_walk(context: tuple[sync_api.BrowserContext, Guard], pictures: Path, tmp_path: Path) -> None:
     """With the fake engine: the app alone, in seconds."""
-    with served(tmp_path / "home", 7991, "0.05") as address:
-        walk(context[0], address, pictures, 400)
+    with served(tmp_path / "home", "0.05") as address:
+        walk(context[0], address, pictures, "a <b>bold</b> square")
 
 
 @pytest.mark.skipif(not (BASE / "model_index.json").exists(), reason="the demo's base model is not in this checkout")
@@ -174,20 +176,21 @@ def test_the_walk_with_the_real_engine(
     context: tuple[sync_api.BrowserContext, Guard], pictures: Path, tmp_path: Path
 ) -> None:
     """Five pictures, the demo recipe, a real LoRA."""
-    with served(tmp_path / "home", 7988, "real") as address:
-        walk(context[0], address, pictures, 400)
+    with served(tmp_path / "home", "real") as address:
+        walk(context[0], address, pictures, "red square")
 
 
 def test_the_app_may_end_and_come_back(context: tuple[sync_api.BrowserContext, Guard], tmp_path: Path) -> None:
     """A run outlives the app; the open page finds app and run again."""
     page = context[0].new_page()
-    with served(tmp_path / "home", 7990, "0.05") as address:
+    port = free_port()
+    with served(tmp_path / "home", "0.05", port) as address:
         page.goto(address)
         tab(page, "Train")
         page.locator("#train-next").click()
         expect(page.locator(".t-band[data-state=running]")).to_be_visible()
         expect(page.locator(".t-plot polyline.t-line")).to_be_visible()
-    with served(tmp_path / "home", 7990, "0.05"):
+    with served(tmp_path / "home", "0.05", port):
         expect(page.locator(".t-band")).to_be_visible()
         page.goto(f"{address}?tab=train")
         expect(page.locator(".t-plot polyline.t-line")).to_be_visible()
@@ -198,12 +201,13 @@ def test_the_app_may_end_and_come_back(context: tuple[sync_api.BrowserContext, G
 def test_dark_and_keyboard(context: tuple[sync_api.BrowserContext, Guard], tmp_path: Path) -> None:
     """The theme is kept over a reload; arrow keys move between screens."""
     page = context[0].new_page()
-    with served(tmp_path / "home", 7989) as address:
+    with served(tmp_path / "home") as address:
         page.goto(address)
         page.get_by_role("button", name="Light or dark").click()
         expect(page.locator("body")).to_have_class("dark")
         page.reload()
         expect(page.locator("body")).to_have_class("dark")
+        expect(page.locator(".t-card")).to_have_count(24)
         page.get_by_role("tab", name="Dataset").focus()
         page.keyboard.press("ArrowRight")
         expect(page.locator("#recipe .t-form")).to_be_visible()

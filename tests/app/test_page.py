@@ -8,47 +8,14 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
+from gradio_app.door import door
 from gradio_app.main import build, serving
 from gradio_app.studio import Studio
-
-HERE = Path(__file__).resolve().parent
-ROOT = HERE.parents[1]
-
-
-@contextmanager
-def served(home: Path, port: int, engine: str = "0.02") -> Iterator[str]:
-    """The app in a process of its own."""
-    environment = {**os.environ, "TUNER_HOME": str(home), "PYTHONPATH": str(ROOT)}
-    log = (home.parent / f"app-{port}.log").open("wb")
-    child = subprocess.Popen(
-        [sys.executable, str(HERE / "serve.py"), str(port), engine], env=environment, stdout=log, stderr=log
-    )
-    address = f"http://127.0.0.1:{port}/"
-    try:
-        _wait(address, child)
-        yield address
-    finally:
-        child.terminate()
-        child.wait(10)
-        log.close()
-
-
-def _wait(address: str, child: subprocess.Popen) -> None:
-    end = time.monotonic() + 60
-    while True:
-        try:
-            urllib.request.urlopen(address, timeout=2).close()
-            return
-        except OSError:
-            assert child.poll() is None, "the app ended while starting"
-            assert time.monotonic() < end, "the app did not start in a minute"
-            time.sleep(0.1)
+from tests.app.helpers import ROOT, served
 
 
 def test_the_app_never_imports_torch_and_asks_no_name_server(tmp_path: Path) -> None:
@@ -61,7 +28,7 @@ from gradio_app.main import build, serving, LOCAL
 from gradio_app.studio import open_studio
 studio = open_studio()
 page = build(studio)
-page.launch(prevent_thread_lock=True, server_port=0 or 7993, **serving(studio, LOCAL))
+page.launch(prevent_thread_lock=True, **serving(studio, LOCAL))
 page.close()
 loaded = {name.split('.')[0] for name in sys.modules}
 print(sorted(loaded & {'torch', 'diffusers', 'transformers', 'accelerate', 'peft', 'torchvision'}))
@@ -75,7 +42,7 @@ print(sorted(set(map(str, asked)) - {'127.0.0.1', 'localhost', 'None', '0.0.0.0'
 def test_only_the_workspace_is_served_and_only_to_this_machine(tmp_path: Path) -> None:
     (tmp_path / "home").mkdir()
     (tmp_path / "secret.png").write_bytes(b"secret")
-    with served(tmp_path / "home", 7992) as address:
+    with served(tmp_path / "home") as address:
         picture = next((ROOT / "recipes" / "demo" / "images").glob("*.png"))
         assert _status(f"{address}gradio_api/file={picture}") == 200
         assert _status(f"{address}gradio_api/file={tmp_path / 'secret.png'}") == 403
@@ -104,6 +71,14 @@ def test_others_need_a_password(tmp_path: Path) -> None:
     environment = {**os.environ, "TUNER_HOME": str(tmp_path)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
     assert done.returncode == 1 and "at least 12 characters" in done.stderr
+
+
+def test_guessing_the_password_is_slow() -> None:
+    opens = door("right password")
+    before = time.monotonic()
+    assert not opens("tuner", "wrong") and not opens("other", "right password")
+    assert time.monotonic() - before > 1.0
+    assert opens("tuner", "right password")
 
 
 @pytest.mark.parametrize("name", ["GRADIO_ANALYTICS_ENABLED", "GRADIO_RUN_HISTORY"])
