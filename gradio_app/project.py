@@ -143,7 +143,7 @@ class Project:
         except UserError as error:
             lines = [line.removeprefix(": ") for line in str(error).splitlines()]
             return [
-                {"level": "error", "where": line.split(" ", 1)[0], "text": _plain(line), "remedy": {}} for line in lines
+                {"level": "error", "where": line.split(" ", 1)[0], "text": line, "remedy": {}} for line in lines
             ]
         return []
 
@@ -195,13 +195,6 @@ class Project:
         return Card(
             identity, path, name[:1].upper() + name[1:], loaded.description, loaded.family, group, loaded.train.steps
         )
-
-
-def _plain(line: str) -> str:
-    """A pattern is no plain word."""
-    if line.startswith("name ") and "pattern" in line:
-        return "The name may hold letters, digits, spaces, dots and dashes, and begins with a letter or digit."
-    return line
 
 
 @lru_cache(maxsize=256)

@@ -24,7 +24,7 @@ class Console:
             sys.stdout.flush()
             return
         kind = event["kind"]
-        if kind == "phase":
+        if kind == "phase" and event["name"] != "train":
             self._advance(event["name"], event.get("done", 0), event.get("of", 0), "")
         elif kind == "step":
             self._advance("train", event["step"], event["of"], f"loss {event['loss']:.4f}")

@@ -39,7 +39,7 @@ def main(wanted: Recipe, out: Path) -> int:
         family=wanted.family,
         source=wanted.source,
         options=wanted.options,
-        prompts=[f"{subject}, high contrast style" for subject in chosen],
+        prompts=[f"{subject}, fluent style" for subject in chosen],
         guidance=wanted.validation.guidance if wanted.validation else None,
         size=(EDGE, EDGE),
         contenders=[Contender(label="before"), Contender(label="after", adapter=str(out))],

@@ -258,10 +258,14 @@ def explain(error: ValidationError, origin: str, prefix: str = "", known: type[B
             hint = f"did you mean {close[0]}?" if close else "remove it, or see the README for the settings there are."
             yield f"{origin}: {where} is not a setting; {hint}"
         elif item["type"] == "missing":
-            yield f"{origin}: {where} is missing; add it to the recipe."
+            way = ", or say data.0.path=FOLDER behind the command" if where == "data" else ""
+            yield f"{origin}: {where} is missing; add it to the recipe{way}."
         elif item["type"].startswith("union_tag"):
             allowed = (item.get("ctx") or {}).get("expected_tags") or "logit_normal, uniform, mode, beta"
             yield f"{origin}: {where}.kind must be one of {allowed}."
+        elif item["type"] == "string_pattern_mismatch":
+            rule = "letters, digits, spaces, dots, hyphens and underscores, begin with a letter or digit, and be short"
+            yield f"{origin}: {where} is {_short(item['input'])}, but it should have only {rule}."
         else:
             said = item["msg"][0].lower() + item["msg"][1:]
             yield f"{origin}: {where} is {_short(item['input'])}, but {said.replace('input ', 'it ')}."

@@ -177,6 +177,7 @@ class Run:
         trainer, spec = self.job.trainer, self.ready.recipe
         if self._unseen(trainer.index):
             self.validate()
+        self.say("phase", name="train", done=trainer.index, of=spec.train.steps)
         steps, saved = self.job.loader.steps(trainer.index), trainer.index
         while trainer.index < spec.train.steps and not controls.stop():
             began = time.perf_counter()
