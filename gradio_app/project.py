@@ -142,9 +142,7 @@ class Project:
             recipes.parse(self.final(draft), "")
         except UserError as error:
             lines = [line.removeprefix(": ") for line in str(error).splitlines()]
-            return [
-                {"level": "error", "where": line.split(" ", 1)[0], "text": line, "remedy": {}} for line in lines
-            ]
+            return [{"level": "error", "where": line.split(" ", 1)[0], "text": line, "remedy": {}} for line in lines]
         return []
 
     def trigger(self, draft: Draft) -> str:

@@ -1,4 +1,4 @@
-"""One thread for every test and every process a test starts: tiny tensors only lose time to more, and bits depend on it."""
+"""One thread for tests and the processes they start: tiny tensors only lose time to more, and bits depend on it."""
 
 import os
 

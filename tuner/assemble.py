@@ -233,14 +233,18 @@ def _speed_and_memory(ready: Prepared, network: Any) -> None:
             network.set_attention_backend(memory.attention)
         except (ValueError, RuntimeError, ImportError) as error:
             first = str(error).strip().splitlines()[0]
-            raise UserError(f"memory.attention is {memory.attention!r}: {first} Choose another, or leave it empty.") from None
+            raise UserError(
+                f"memory.attention is {memory.attention!r}: {first} Choose another, or leave it empty."
+            ) from None
     if memory.compile:
         shapes = {planned.framing.size for planned in ready.planned}
         try:
             # few shapes are compiled exactly, which runs faster; many would be compiled again and again
             network.compile_repeated_blocks(dynamic=False if len(shapes) <= 2 else None)
         except ValueError:
-            raise UserError(f"memory.compile: {ready.family.name} has no repeated blocks to compile; turn it off.") from None
+            raise UserError(
+                f"memory.compile: {ready.family.name} has no repeated blocks to compile; turn it off."
+            ) from None
 
 
 def fill_media(ready: Prepared, store: cache.Cache, dtype: torch.dtype, say: Say) -> list[str]:

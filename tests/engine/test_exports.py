@@ -63,7 +63,8 @@ def test_the_export_draws_the_validation_sample_elsewhere(
         "options": {"max_tokens": 24} if family == "flux1" else {},
         "data": [{"path": str(pictures(tmp_path / "pictures", 3))}], "media": {"resolutions": [64]},
         "train": {"steps": 8, "batch": 2, "lr": 2e-2 if kind == "lora" else 2e-3, "precision": "fp32"},
-        "validate": {"prompts": ["a fractal of many colours"], "steps": 4, "guidance": 3.0, "seed": 7, "size": [64, 96]},
+        "validate": {"prompts": ["a fractal of many colours"], "steps": 4, "guidance": 3.0, "seed": 7,
+                     "size": [64, 96]},
     }  # fmt: skip
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     assert main(["run", str(tmp_path / "recipe.yaml"), "--out", str(out)]) == 0

@@ -39,7 +39,9 @@ def test_paths_of_a_file_are_relative_to_it_and_those_of_overrides_to_here(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "deep").mkdir()
-    path = written(tmp_path / "deep", **{**PLAIN, "source": "./base", "data": [{"path": "pictures", "mask": "../masks"}]})
+    path = written(
+        tmp_path / "deep", **{**PLAIN, "source": "./base", "data": [{"path": "pictures", "mask": "../masks"}]}
+    )
     monkeypatch.chdir(tmp_path)
     recipe = load(path)
     assert recipe.source == str(tmp_path / "deep" / "base")
@@ -50,7 +52,9 @@ def test_paths_of_a_file_are_relative_to_it_and_those_of_overrides_to_here(
 
 def test_extends_merges_groups_and_replaces_lists_and_kinds(tmp_path: Path) -> None:
     written(tmp_path, "base.yaml", **PLAIN, train={"steps": 7, "lr": 0.5}, adapter={"kind": "lora", "rank": 3})
-    child = load(written(tmp_path, extends="base.yaml", train={"lr": 0.25}, data=[{"path": "other"}], adapter={"kind": "full"}))
+    child = load(
+        written(tmp_path, extends="base.yaml", train={"lr": 0.25}, data=[{"path": "other"}], adapter={"kind": "full"})
+    )
     assert (child.train.steps, child.train.lr, child.adapter.kind) == (7, 0.25, "full")
     assert [Path(d.path).name for d in child.data] == ["other"]
     written(tmp_path, "grandchild.yaml", extends="recipe.yaml")
@@ -109,7 +113,11 @@ def test_files_that_are_no_recipe(tmp_path: Path, text: str, sentence: str) -> N
 
 @pytest.mark.parametrize(
     ("override", "sentence"),
-    [("train.steps", "write it as key=value"), ("train.steps.x=1", "single value"), ("data.7.path=x", "not a place in that list")],
+    [
+        ("train.steps", "write it as key=value"),
+        ("train.steps.x=1", "single value"),
+        ("data.7.path=x", "not a place in that list"),
+    ],
 )
 def test_overrides_that_make_no_sense(tmp_path: Path, override: str, sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
@@ -130,7 +138,10 @@ def test_every_setting_says_what_it_does() -> None:
     groups = {"Recipe": schema, **schema["$defs"]}
     for name, group in groups.items():
         for key, field in group.get("properties", {}).items():
-            if key in ("kind", "version", "adapter", "media", "train", "memory", "save", "validate") or name == "ExtensionSpec":
+            if (
+                key in ("kind", "version", "adapter", "media", "train", "memory", "save", "validate")
+                or name == "ExtensionSpec"
+            ):
                 continue
             assert field.get("description"), f"{name}.{key}"
             assert field.get("level") in ("basic", "advanced", "expert"), f"{name}.{key}"
