@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from . import __version__, recipe
 from .errors import Problem, UserError
@@ -22,10 +22,10 @@ from .home import package_recipes, runs_folder
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
-    arguments = _parser().parse_args(argv)
     # one model, one process: the tokenizers' own threads warn and slow down when data is loaded beside them
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
+        arguments = _parser().parse_args(argv)
         return arguments.command(arguments)
     except UserError as error:
         sys.stderr.write(f"{error}\n")
@@ -34,10 +34,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
 
 
+class _Parser(argparse.ArgumentParser):
+    """A wrong command line is the user's to change: exit code 1, not argparse's 2, which means that we failed."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}\n{self.format_usage().strip()}")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m tuner", description="Fine-tune diffusion models on your own machine."
-    )
+    parser = _Parser(prog="python -m tuner", description="Fine-tune diffusion models on your own machine.")
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
@@ -113,7 +118,7 @@ def _plain(report: dict[str, Any]) -> str:
     lines = [f"{marks[p['level']]}  {p['text']}" for p in report["problems"]]
     if plan := report["plan"]:
         sizes = ", ".join(f"{b['items']} x {b['width']}x{b['height']}" for b in plan["buckets"])
-        lines.append(f"{plan['items']} pictures in {len(plan['buckets'])} buckets ({sizes})")
+        lines.append(f"{plan['items']} pictures in {len(plan['buckets'])} bucket(s): {sizes}")
         lines.append(f"{plan['steps_per_epoch']} steps see every picture once; the run does so {plan['epochs']} times")
         lines.append(f"Device: {report['device']['name']}; {report['device']['reason']}")
     lines.append("Ready to run." if report["ok"] else "Not ready: put right what says STOP.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from typing import Any
 
@@ -35,7 +36,8 @@ class Console:
         if name != self.name or (self.bar is not None and done < self.bar.n):
             self.close()
             self.name = name
-            self.bar = tqdm(total=of or None, desc=name, initial=0, leave=True, dynamic_ncols=True) if of else None
+            width = shutil.get_terminal_size((100, 24)).columns
+            self.bar = tqdm(total=of or None, desc=name, ncols=width) if of else None
             # after a resume the earlier steps are not this session's speed
             if self.bar is not None and name == "train" and done > 1:
                 self.bar.initial = self.bar.n = done - 1

@@ -36,7 +36,8 @@ def pick() -> Device:
             f"TUNER_DEVICE is {asked!r}, but torch finds no such device here; unset it or install its driver."
         )
     if asked == "cpu" or found is None:
-        cores = f"CPU, {torch.get_num_threads()} threads"
+        count = torch.get_num_threads()
+        cores = f"CPU, {count} thread{'s' if count > 1 else ''}"
         return Device(
             "cpu", cores, "TUNER_DEVICE asked for it." if asked else "torch found no accelerator on this machine."
         )

@@ -114,8 +114,11 @@ def problems(spec: TrainSpec) -> list[Problem]:
 
 def _schedule_problems(spec: TrainSpec) -> Iterator[Problem]:
     if spec.warmup >= spec.steps:
-        text = f"train.warmup is {spec.warmup}, but the run has {spec.steps} steps; lower it."
-        yield Problem("error", "train.warmup", text, {"train.warmup": spec.steps // 10})
+        text = (
+            f"train.warmup is {spec.warmup}, but the run has {spec.steps} steps: the learning rate never reaches "
+            "train.lr; lower it."
+        )
+        yield Problem("warning", "train.warmup", text, {"train.warmup": spec.steps // 10})
     if spec.optimizer == "schedulefree" and spec.schedule != "constant":
         text = f"train.schedule is {spec.schedule}, but schedulefree needs none; set train.schedule=constant."
         yield Problem("error", "train.schedule", text, {"train.schedule": "constant"})

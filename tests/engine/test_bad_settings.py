@@ -53,7 +53,6 @@ def start(tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.
         ({"adapter": {"targets": "everything"}}, "adapter.targets is 'everything'; flux1 has the presets default"),
         ({"adapter": {"targets": ["to_x"]}}, "adapter.targets: to_x matches no layer; layers end in"),
         ({"train": {"steps": 2, "snr_gamma": 5.0}}, "train.snr_gamma has no meaning for flux1; remove it."),
-        ({"train": {"steps": 2, "warmup": 2}}, "train.warmup is 2, but the run has 2 steps; lower it."),
         ({"train": {"steps": 1, "precision": "fp16"}}, "train.precision is fp16, which trains on CUDA and ROCm only"),
         ({"train": {"steps": 1, "optimizer_options": {"beta": 1}}}, "train.optimizer_options.beta"),
         ({"validate": {"prompts": ["a"], "size": [60, 64]}}, "validate.size is [60, 64]; both must be multiples of 8."),
@@ -128,3 +127,8 @@ def test_cache_alone_fills_what_a_run_then_finds(start, tmp_path: Path) -> None:
     assert code == 0 and "3 pictures and 4 captions" in out
     code, _, out = start()
     assert code == 0 and '"cache pictures"' not in out and '"cache text"' not in out
+
+
+def test_a_wrong_command_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["trian"]) == 1
+    assert "invalid choice: 'trian'" in capsys.readouterr().err

@@ -237,7 +237,7 @@ def found(**settings) -> list[tuple[str, str]]:
 def test_problems():
     assert found() == []
     assert found(name="schedulefree", schedule="cosine") == [("error", "train.schedule")]
-    assert found(warmup=300) == [("error", "train.warmup")]
+    assert found(warmup=300) == [("warning", "train.warmup")]
     assert found(cycles=3) == [("warning", "train.cycles")]
     assert found(cycles=3, schedule="restarts") == []
     assert found(name="prodigy", lr=1e-4) == [("warning", "train.lr")]
