@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -56,6 +57,10 @@ class Full:
         shutil.rmtree(partial, ignore_errors=True)
         shutil.copytree(source.folder, partial, ignore=lambda d, n: [self.part] if Path(d) == source.folder else [])
         self.denoiser.save_pretrained(partial / self.part)
+        config = partial / self.part / "config.json"
+        settings = json.loads(config.read_text())
+        settings.pop("_name_or_path", None)  # a path of this machine is nobody else's business
+        config.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
         written = {k: v for file in (partial / self.part).glob("*.safetensors") for k, v in load_file(file).items()}
         live = self.denoiser.state_dict()
         wrong = [k for k in live if k not in written or not written[k].equal(live[k].detach().cpu())]

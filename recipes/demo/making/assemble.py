@@ -90,6 +90,14 @@ def assemble(work: Path) -> None:
         print(f"{name}: {count / 1e6:.2f} M parameters")
 
 
+def forget_paths(target: Path) -> None:
+    """Take out where the parts were loaded from: folders of the machine that made the model."""
+    for path in (target / "model_index.json", target / "transformer" / "config.json", target / "vae" / "config.json"):
+        settings = json.loads(path.read_text())
+        settings.pop("_name_or_path", None)
+        path.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
+
+
 def pack(work: Path, run: Path, target: Path) -> None:
     """Write the base with the denoiser that a run trained, in bfloat16, and check its size."""
     exported = run / "export" / "model"
@@ -102,6 +110,7 @@ def pack(work: Path, run: Path, target: Path) -> None:
     pipeline.save_pretrained(target)
     add_clip_prefix(target)
     load_as_float32(target)
+    forget_paths(target)
     size = sum(path.stat().st_size for path in target.rglob("*") if path.is_file()) / 1e6
     print(f"{target}: {size:.1f} MB")
     if size > LIMIT_MB:
