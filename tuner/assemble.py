@@ -68,7 +68,7 @@ def prepare(recipe: Recipe) -> Prepared:
     family.accept(source)
     where = device.pick()
     device.check_precision(recipe, where)
-    recipe = resolve(recipe, family)
+    recipe = resolve(recipe, family, where)
     built = [extensions.build(spec, i) for i, spec in enumerate(recipe.extensions)]
     Stack(built)
     objective = family.objective(source, recipe.train.snr_gamma)
@@ -88,8 +88,11 @@ def _family(recipe: Recipe) -> Family:
         raise UserError("\n".join(explain(error, recipe.family, "options.", cls.Options))) from None
 
 
-def resolve(recipe: Recipe, family: Family) -> Recipe:
-    """The recipe with every default of its family and optimiser written out: what the run folder keeps."""
+def resolve(recipe: Recipe, family: Family, where: Device) -> Recipe:
+    """The recipe with every default of its family and optimiser written out: what the run folder keeps.
+
+    So does the number of CPU threads, on which the last digits of a loss depend: a resumed run takes the same.
+    """
     train = recipe.train
     resolutions = recipe.media.resolutions or [family.resolution]
     change: dict[str, Any] = {
@@ -99,6 +102,7 @@ def resolve(recipe: Recipe, family: Family) -> Recipe:
             update={
                 "lr": train.lr or optimizers.default_lr(train.optimizer),
                 "timesteps": train.timesteps or family.timesteps,
+                "threads": train.threads or (torch.get_num_threads() if where.kind == "cpu" else None),
             }
         ),
     }
@@ -183,6 +187,8 @@ class Job:
 def build(ready: Prepared, say: Say) -> Job:
     """Fill the caches, load the denoiser, attach what trains. Each phase is told to `say`."""
     stop_on_errors(ready.problems)
+    if ready.recipe.train.threads:
+        torch.set_num_threads(ready.recipe.train.threads)
     dtype = device.storage(ready.recipe, ready.device)
     store = cache.Cache(cache_folder())
     keys = loader.Keys(fill_media(ready, store, dtype, say), fill_text(ready, store, dtype, say))

@@ -151,6 +151,9 @@ class TrainSpec(Model):
     shift: float | Literal["auto"] = setting(
         "auto", "Moves t towards noise for large pictures (flow models); auto does as the family's pipeline", "expert"
     )
+    threads: int | None = setting(
+        None, "CPU threads; empty takes one per core. Small models are fastest with 1 or 2", "expert", ge=1
+    )
     caption_dropout: float = setting(0.0, "Share of captions replaced by the empty one", ge=0, le=1)
 
 

@@ -234,7 +234,6 @@ class Run:
             "scheduler": trainer.scheduler.state_dict(),
             "scaler": trainer.accelerator.scaler.state_dict() if trainer.accelerator.scaler else {},
             "extensions": trainer.stack.state_dict(),
-            "threads": torch.get_num_threads(),
         }
         path = checkpoint.save(self.folder, trainer.index, weights, trainer.adapter.metadata(), state)
         checkpoint.prune(self.folder, self.ready.recipe.save.keep)
@@ -251,9 +250,3 @@ class Run:
             trainer.accelerator.scaler.load_state_dict(state["scaler"])
         trainer.stack.load_state_dict(state["extensions"])
         trainer.index = state["index"]
-        if state["threads"] != torch.get_num_threads():
-            text = (
-                f"This run began with {state['threads']} threads and goes on with {torch.get_num_threads()}; "
-                "the last digits of the loss will differ from an uninterrupted run."
-            )
-            self.say("warning", where="threads", text=text)
