@@ -17,6 +17,8 @@ from .errors import UserError
 from .home import cache_folder
 
 WEIGHTS = ("*.safetensors", "*.json", "*.txt", "*.model")
+VARIANTS = ("*.fp16.*", "*.bf16.*", "*.non_ema.*", "*.ema_only.*")
+"""Copies of the same weights that a plain load does not read."""
 
 
 class Source:
@@ -53,7 +55,7 @@ class Source:
 
         assert self.hub_id is not None
         try:
-            return Path(snapshot_download(self.hub_id, allow_patterns=list(patterns)))
+            return Path(snapshot_download(self.hub_id, allow_patterns=list(patterns), ignore_patterns=list(VARIANTS)))
         except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
             raise UserError(
                 f"source {self.hub_id} could not be fetched from the Hub ({type(error).__name__}); check the name, "

@@ -234,3 +234,28 @@ def test_the_last_line_of_a_failed_run_is_one_plain_sentence(
     assert done.returncode == 1
     last = json.loads((tmp_path / "run" / "events.jsonl").read_text().splitlines()[-1])
     assert last["kind"] == "failed" and "train.lr" in last["error"]
+
+
+LOADED = """
+import sys
+from tuner.__main__ import main
+assert main(sys.argv[1:]) == 0
+print("loaded", *sorted(m for m in sys.modules if m.startswith(("tuner.", "gradio", "bitsandbytes", "prodigyopt"))))
+"""
+
+
+def test_a_run_loads_only_what_its_recipe_names(recipe: Path, environment: dict[str, str], tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", LOADED, "run", str(recipe), "train.steps=1", "--out", str(tmp_path / "run")],
+        env=environment, cwd=ROOT, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    loaded = done.stdout.splitlines()[-1].split()
+    assert {"tuner.families.flux1", "tuner.extensions.ema", "tuner.adapters.lora"} <= set(loaded)
+    others = (
+        "tuner.families.sd",
+        "tuner.extensions.tread",
+        "tuner.extensions.masked",
+        "tuner.adapters.full",
+        "tuner.demo",
+    )
+    assert not [m for m in loaded if m.startswith((*others, "gradio", "bitsandbytes", "prodigyopt"))]
