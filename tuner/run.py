@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -106,7 +107,7 @@ def watched(folder: Path, work: Callable[[Callable[..., Any], Controls], str]) -
             say, "failed", error=_memory(error) or text, user=False, trace=traceback.format_exc(), folder=str(folder)
         )
         sys.stderr.write(traceback.format_exc())
-        return 1 if _memory(error) else 2
+        return 1 if _plain(error, folder) else 2
     finally:
         console.close()
         journal.close()
@@ -120,13 +121,16 @@ def _last_words(say: Callable[..., Any], kind: str, **fields: Any) -> None:
         sys.stderr.write("The journal could not be written (is the disk full?).\n")
 
 
-def _memory(error: BaseException) -> str:
-    if not isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return ""
-    return (
-        "Memory ran out. Lower train.batch or media.resolutions, or set memory.checkpointing=true; "
-        "the last checkpoint is untouched."
-    )
+def _plain(error: BaseException, folder: Path) -> str:
+    """A sentence for what can go wrong anywhere and is the user's to solve; "" for everything else."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return (
+            "Memory ran out. Lower train.batch or media.resolutions, or set memory.checkpointing=true; "
+            "the last checkpoint is untouched."
+        )
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"There is no space left to write in {folder}; free some, then `python -m tuner resume {folder}`."
+    return ""
 
 
 def _step(folder: Path) -> dict[str, int]:

@@ -259,3 +259,27 @@ def test_a_run_loads_only_what_its_recipe_names(recipe: Path, environment: dict[
         "tuner.demo",
     )
     assert not [m for m in loaded if m.startswith((*others, "gradio", "bitsandbytes", "prodigyopt"))]
+
+
+def test_what_can_fail_anywhere_is_told_plainly(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Memory and disk are the user's to solve (1); anything else is ours (2). All of it stands in the journal."""
+    from tuner.run import watched
+
+    def raising(error: BaseException):
+        def work(say, controls) -> str:
+            say("started", pid=os.getpid(), born=0.0)
+            raise error
+
+        return work
+
+    cases = [
+        (MemoryError(), 1, "train.batch"),
+        (OSError(28, "full"), 1, "no space left"),
+        (KeyError("x"), 2, "KeyError"),
+    ]
+    for i, (error, code, words) in enumerate(cases):
+        folder = tmp_path / str(i)
+        folder.mkdir()
+        assert watched(folder, raising(error)) == code
+        assert status(folder).state == "failed" and words in status(folder).error
+    assert "Traceback" in capsys.readouterr().err
