@@ -102,10 +102,8 @@ def watched(folder: Path, work: Callable[[Callable[..., Any], Controls], str]) -
         return 1
     except BaseException as error:
         # the one place that catches everything: whoever looks at the folder later must learn what happened
-        text = f"{type(error).__name__}: {error}"
-        _last_words(
-            say, "failed", error=_memory(error) or text, user=False, trace=traceback.format_exc(), folder=str(folder)
-        )
+        text = _plain(error, folder) or f"{type(error).__name__}: {error}"
+        _last_words(say, "failed", error=text, user=False, trace=traceback.format_exc(), folder=str(folder))
         sys.stderr.write(traceback.format_exc())
         return 1 if _plain(error, folder) else 2
     finally:
