@@ -16,17 +16,22 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from diffusers import DiffusionPipeline, FluxPipeline, FluxTransformer2DModel, UNet2DConditionModel
 from torch import Tensor, nn
 
-from tuner import families
+from tuner import adapters, families, optimizers
 from tuner.blocks import on_input, on_output, walk
 from tuner.errors import UserError
+from tuner.extension import Stack
 from tuner.family import Family, Framing, Request
-from tuner.objective import Diffusion, error, reduce
+from tuner.loop import Trainer
+from tuner.objective import Diffusion
+from tuner.recipe import FullSpec, TrainSpec
 from tuner.source import Source
-from tuner.timesteps import draw, shifted
-from tuner.types import Cond, Noised, Parts, expand, generator
+from tuner.timesteps import shifted
+from tuner.types import Batch, Cond, Noised, Parts, expand, generator
 
 OPTIONS: dict[str, dict[str, Any]] = {"flux1": {"max_tokens": 32}}
 """Family options of the tests, and what the official pipeline calls the same."""
@@ -279,24 +284,28 @@ def test_overfit_and_sample(tiny: Callable[..., Path], case: str, steps: int) ->
 
 
 def train(rig: Rig, z: Tensor, cond: Cond, steps: int) -> None:
-    """The plain loop: full rank on one latent."""
-    network, family, objective = rig.parts.network.train().requires_grad_(True), rig.family, rig.objective()
+    """Full rank on one latent, by the engine's own trainer."""
+    family, objective, count = rig.family, rig.objective(), len(next(iter(cond.values())))
     shift = family.shift(z, rig.source.config("scheduler")) if objective.flow else 1.0
-    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-2, betas=(0.9, 0.99), weight_decay=0)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps, 2e-4)
-    count = len(next(iter(cond.values())))
-    clean = z.repeat(count, 1, 1, 1)
-    for step in range(steps):
-        t = shifted(
-            draw(family.timesteps, [generator(step * count + i) for i in range(count)], range(count), count), shift
-        )
-        noised = objective.noised(clean, torch.randn(clean.shape, generator=generator(10_000 + step)), t)
-        loss = reduce(error(family.predict(network, noised.x, noised.t, cond), noised.target), noised)
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
+    spec = TrainSpec(
+        steps=steps,
+        lr=1e-2,
+        schedule="cosine",
+        precision="fp32",
+        optimizer_options={"betas": [0.9, 0.99], "weight_decay": 0},
+    )
+    adapter = adapters.build(FullSpec(), family, rig.parts)
+    optimizer, scheduler = optimizers.build(spec, adapter.parameters())
+    AcceleratorState._reset_state()
+    accelerator = Accelerator(mixed_precision="no", cpu=True)
+    trainer = Trainer(
+        family, rig.parts, adapter, objective, family.timesteps, lambda _: shift, Stack(),
+        accelerator.prepare(optimizer), scheduler, accelerator, spec,
+    )  # fmt: skip
+    batch = Batch(z.repeat(count, 1, 1, 1), cond, ("the only one",) * count, tuple(range(count)), count)
+    rig.parts.network.train()
+    for _ in range(steps):
+        trainer.step([batch])
 
 
 def sample(rig: Rig, size: int) -> Tensor:
