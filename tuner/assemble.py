@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from pydantic import ValidationError
 from torch import Tensor
 
 from . import adapters, device, extensions, families, optimizers
@@ -22,7 +21,7 @@ from .family import Family, Geometry
 from .home import cache_folder
 from .loop import Trainer
 from .objective import Objective
-from .recipe import Recipe, explain
+from .recipe import Recipe
 from .seeds import mix
 from .source import Source
 from .types import Cond
@@ -61,7 +60,7 @@ def prepare(recipe: Recipe) -> Prepared:
 
     Everything else that is wrong or worth knowing is in `problems`.
     """
-    family = _family(recipe)
+    family = families.build(recipe.family, recipe.options)
     if recipe.task not in family.tasks:
         raise UserError(f"task is {recipe.task!r}, but {family.name} trains {', '.join(family.tasks)}; change `task`.")
     source = Source(recipe.source, family.sources)
@@ -78,14 +77,6 @@ def prepare(recipe: Recipe) -> Prepared:
     _plan(ready)
     ready.problems += _settings(ready)
     return ready
-
-
-def _family(recipe: Recipe) -> Family:
-    cls = families.get(recipe.family)
-    try:
-        return cls(cls.Options.model_validate(recipe.options))
-    except ValidationError as error:
-        raise UserError("\n".join(explain(error, recipe.family, "options.", cls.Options))) from None
 
 
 def resolve(recipe: Recipe, family: Family, where: Device) -> Recipe:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import yaml
 from pydantic import Field, ValidationError
+from safetensors import SafetensorError
 
 from . import checkpoint, device, families, sample
 from .adapters.lora import FILE
@@ -69,6 +70,8 @@ def find(adapter: str) -> Path:
     ):
         if candidate.exists():
             return candidate
+    if path.is_file() and path.suffix != ".safetensors":
+        raise UserError(f"{adapter} is no .safetensors file; other formats can hold programs and are not opened.")
     if path.is_file() or (path / "model_index.json").is_file():
         return path
     if whole := checkpoint.complete(path):
@@ -84,17 +87,18 @@ def draw(wanted: Comparison, folder: Path, say: Callable[..., Any], controls: Co
     total = len(wanted.contenders) * len(wanted.prompts) * len(wanted.seeds)
     say("started", pid=os.getpid(), born=birth(os.getpid()), from_step=0, steps=total, name="compare",
         family=wanted.family, device=where.name, precision="fp32" if where.kind == "cpu" else "bf16")  # fmt: skip
-    cls = families.get(wanted.family)
-    family = cls(cls.Options.model_validate(wanted.options))
+    family = families.build(wanted.family, wanted.options)
     source = Source(wanted.source, family.sources)
     family.accept(source)
+    size, multiple = wanted.size or (family.resolution, family.resolution), family.geometry(source).multiple
+    if any(edge % multiple or edge < multiple for edge in size):
+        raise UserError(f"size is {list(size)}; both must be multiples of {multiple}.")
     dtype = torch.float32 if where.kind == "cpu" else torch.bfloat16
     guidance = family.guidance if wanted.guidance is None else wanted.guidance
     say("phase", name="cache text", done=0, of=0)
     conds = _encode(family, source, dtype, where.torch, [*wanted.prompts, wanted.negative])
     negative = conds.pop() if family.wants_negative(source, guidance) else None
     say("phase", name="load", done=0, of=0)
-    size = wanted.size or (family.resolution, family.resolution)
     done = 0
     for column, contender in enumerate(wanted.contenders):
         parts = _contender(family, source, contender, dtype, where.torch)
@@ -134,7 +138,7 @@ def _contender(family: Family, source: Source, contender: Contender, dtype: torc
             pipe = family.pipe(parts)
             pipe.load_lora_weights(str(path.parent), weight_name=path.name, adapter_name="contender")
             pipe.set_adapters(["contender"], [contender.strength])
-        except (ValueError, KeyError, RuntimeError) as error:
+        except (ValueError, KeyError, RuntimeError, OSError, SafetensorError) as error:
             first = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise UserError(
                 f"{path} does not fit {wanted_name(family)} ({first}); choose an adapter of this family."

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+from typing import Any
+
+from pydantic import ValidationError
 
 from ..errors import UserError
 from ..family import FAMILIES, Family
+from ..recipe import explain
 
 
 def names() -> list[str]:
@@ -20,3 +24,12 @@ def get(name: str) -> type[Family]:
         raise UserError(f"family is {name!r}, which is not one of {', '.join(names())}; change `family`.")
     importlib.import_module(f"{__name__}.{name}")
     return FAMILIES[name]
+
+
+def build(name: str, options: dict[str, Any]) -> Family:
+    """A family with its options checked; loads only its module. Raises `UserError` with the key of the mistake."""
+    cls = get(name)
+    try:
+        return cls(cls.Options.model_validate(options))
+    except ValidationError as error:
+        raise UserError("\n".join(explain(error, name, "options.", cls.Options))) from None
