@@ -156,13 +156,21 @@ def train(wanted: Recipe, folder: Path, say: Callable[..., Any], controls: Contr
     for problem in ready.problems:
         if problem.level != "error":
             say(problem.level, where=problem.where, text=problem.text)
-    (folder / "recipe.yaml").write_text(recipe.dump(ready.recipe), encoding="utf-8")
+    _keep(ready.recipe, folder)
     job = assemble.build(ready, say)
     run = Run(ready, job, folder, say)
     say("hooks", hooks=job.trainer.stack.hooks())
     if whole:
         run.restore(whole[-1])
     return run.go(controls)
+
+
+def _keep(resolved: Recipe, folder: Path) -> None:
+    """Write `recipe.yaml` whole or not at all: a run whose recipe was torn by a kill could not go on."""
+    partial = folder / ".recipe.yaml"
+    with checkpoint.enough_space(folder, 0):
+        partial.write_text(recipe.dump(resolved), encoding="utf-8")
+        partial.replace(folder / "recipe.yaml")
 
 
 @dataclass
@@ -209,7 +217,8 @@ class Run:
 
     def _unseen(self, step: int) -> bool:
         """Whether a validation is due here that no earlier session did (it may have been killed before it)."""
-        seen = {e["step"] for e in follow(self.folder / "events.jsonl")[0] if e["kind"] == "validation"}
+        last = "sample" if self.job.validator is not None and self.job.validator.prompts else "validation"
+        seen = {e["step"] for e in follow(self.folder / "events.jsonl")[0] if e["kind"] == last}
         return (step == 0 or step == self.ready.recipe.train.steps or self._due()) and step not in seen
 
     def validate(self) -> None:
@@ -220,7 +229,7 @@ class Run:
         self.say("validation", step=step, **validator.loss())
         if validator.prompts:
             with checkpoint.enough_space(self.folder, 0):
-                files = validator.samples(self.folder / "samples", step, lambda done, of: None)
+                files = validator.samples(self.folder / "samples", step)
             self.say("sample", step=step, files=files, folder=str(self.folder / "samples"))
 
     def save(self) -> None:

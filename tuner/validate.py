@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,11 +74,8 @@ class Validator:
         plain = Noised(noised.x, noised.t, noised.noise, noised.target)
         return float(reduce(error(prediction, noised.target, self.trainer.spec.loss, self.trainer.spec.huber_c), plain))
 
-    def samples(self, folder: Path, step: int, each: Callable[[int, int], None]) -> list[dict[str, Any]]:
-        """One picture per prompt into `folder`; returns what the journal says of them.
-
-        each: called with (done, of) after every picture.
-        """
+    def samples(self, folder: Path, step: int) -> list[dict[str, Any]]:
+        """One picture per prompt into `folder`; returns what the journal says of them."""
         family, parts = self.trainer.family, self.trainer.parts
         assert self.spec.size is not None
         self._load_decoder()
@@ -91,7 +88,6 @@ class Validator:
                 folder.mkdir(exist_ok=True)
                 sample.draw(family, parts, request).save(folder / name)
                 said.append({"prompt": prompt, "file": f"{folder.name}/{name}", "seed": self.spec.seed})
-                each(i + 1, len(self.prompts))
         self._move_decoder(torch.device("cpu"))
         return said
 

@@ -172,6 +172,40 @@ def test_a_kill_inside_a_checkpoint_save_loses_nothing(
     assert len(torn) == 1
 
 
+KILLED_WHILE_SAMPLING = """
+import os, signal, sys
+from tuner import sample
+from tuner.__main__ import main
+
+draw, count = sample.draw, [0]
+
+def killed(*arguments):
+    count[0] += 1
+    if count[0] == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return draw(*arguments)
+
+sample.draw = killed
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_samples_that_a_kill_prevented_are_drawn_after_all(
+    straight: Path, recipe: Path, environment: dict[str, str], tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    command = [sys.executable, "-c", KILLED_WHILE_SAMPLING, "run", str(recipe), "--out", str(out)]
+    killed = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert [e["step"] for e in follow(out / "events.jsonl")[0] if e["kind"] == "validation"] == [0, 6]
+    assert [p.name for p in (out / "samples").iterdir()] == ["step-000000-00.png"]
+    done = tuner(environment, "resume", out)
+    assert done.returncode == 0, done.stderr
+    for picture in (straight / "samples").iterdir():
+        assert (out / "samples" / picture.name).read_bytes() == picture.read_bytes()
+    assert result(out) == result(straight)
+
+
 def test_controls_are_obeyed_and_a_second_start_is_refused(
     recipe: Path, environment: dict[str, str], tmp_path: Path
 ) -> None:
