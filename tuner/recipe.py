@@ -21,6 +21,9 @@ class Model(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, coerce_numbers_to_str=True)
 
 
+PATHS = frozenset({"path", "mask", "control", "reference"})
+"""Settings of a data set that are paths."""
+
 Level = Literal["basic", "advanced", "expert"]
 
 
@@ -54,26 +57,76 @@ def _lora_by_default(value: Any) -> Any:
 AdapterSpec = Annotated[LoraSpec | FullSpec, Field(discriminator="kind"), BeforeValidator(_lora_by_default)]
 
 
-class DataSet(Model):
-    """One folder of pictures."""
+class ColumnsSpec(Model):
+    """Names of a table's columns; empty ones are guessed from the usual names and the guess is shown."""
 
-    path: str = Field(description="Folder with pictures", json_schema_extra={"level": "basic"})
-    caption: str | None = setting(None, "Caption of every picture that has no .txt file of its own", "basic")
+    media: str | None = setting(None, "Column with the picture, video or sound: a path, a link s3://... or the bytes")
+    caption: str | list[str] | None = setting(None, "Column or columns with captions; several are all used")
+    mask: str | None = setting(None, "Column with the mask")
+    control: str | None = setting(None, "Column with the control picture")
+    reference: str | list[str] | None = setting(None, "Column or columns with reference pictures")
+    lyrics: str | None = setting(None, "Column with lyrics")
+    crop: str | None = setting(None, "Column with a crop box [left, top, right, bottom] in pixels")
+
+
+class TagsSpec(Model):
+    """Captions that are lists of tags."""
+
+    separator: str = setting(",", "What stands between tags", min_length=1)
+    shuffle: int = setting(
+        0, "Number of random orders of each caption's tags that are cached and drawn from", ge=0, le=64
+    )
+    keep: int = setting(0, "How many tags stay in front", ge=0)
+
+
+class DataSet(Model):
+    """One folder, archive, table or cloud store of pictures, videos or sound."""
+
+    path: str = Field(
+        description="Folder, .zip, table (.csv .jsonl .parquet), webdataset .tar (with {000..099} for several), "
+        "s3://bucket/prefix, or a Hugging Face data set (its folder, or hf://owner/name)",
+        json_schema_extra={"level": "basic"},
+    )
+    split: str = setting("train", "Split of a Hugging Face data set")
+    columns: ColumnsSpec = ColumnsSpec()
+    caption: str | None = setting(None, "Caption of every item that has none of its own", "basic")
+    caption_from: Literal["auto", "file", "name", "column", "none"] = setting(
+        "auto",
+        "Where captions come from: a .txt beside the file, the file's name, a table's column, or only `caption`; "
+        "auto takes the column or the .txt",
+    )
     trigger: str | None = setting(
         None, "Word put before every caption that lacks it; [trigger] inside a caption is replaced by it", "basic"
     )
-    repeats: int = setting(1, "How often each picture is seen in one epoch", ge=1)
-    role: Literal["train", "validation"] = setting(
-        "train", "validation: never trained on, only used for the validation loss"
+    prefix: str = setting("", "Text put before every caption")
+    suffix: str = setting("", "Text put behind every caption")
+    tags: TagsSpec | None = Field(None, description="Treat captions as lists of tags")
+    repeats: int = setting(1, "How often each item is seen in one epoch", ge=1)
+    weight: float = setting(
+        1.0, "Multiplies the repeats, also by fractions: 0.5 shows every item in every second epoch", gt=0, le=1000
     )
-    mask: str | None = setting(None, "Folder with a mask picture per picture (same name; white counts, black does not)")
+    role: Literal["train", "regularisation", "validation"] = setting(
+        "train",
+        "regularisation: trained on to keep what the model knows; validation: only used for the validation loss",
+    )
+    mask: str | None = setting(None, "Folder with a mask picture per item (same name; white counts, black does not)")
+    control: str | None = setting(None, "Folder with a control picture per item (same name), for ControlNet training")
+    reference: str | list[str] | None = setting(
+        None,
+        "Folder or folders with the picture that an edit starts from (same name); for image_to_video the first frame "
+        "(empty: the clip's own)",
+    )
+    strength: float = setting(1.0, "Direction and strength of a concept slider for these items", "expert")
+    background: str = setting(
+        "white", "Colour behind transparent pictures", "expert", pattern=r"^(#[0-9a-fA-F]{6}|[a-z]+)$"
+    )
     on_problem: Literal["stop", "skip"] = setting(
         "stop", "What to do about a file that cannot be used: stop before training, or leave it out and say so"
     )
 
 
 class MediaSpec(Model):
-    """Sizes that pictures are brought to."""
+    """Sizes and lengths that items are brought to."""
 
     resolutions: list[int] | None = setting(
         None,
@@ -81,6 +134,24 @@ class MediaSpec(Model):
         "basic",
         min_length=1,
     )
+    fit: Literal["area", "edge", "exact"] = setting(
+        "area",
+        "What a resolution means: the edge of a square of the same area, the shorter edge, or (exact) use media.size",
+    )
+    size: tuple[int, int] | None = setting(None, "Width and height of everything (fit: exact)")
+    small: Literal["own", "enlarge", "leave_out"] = setting(
+        "own",
+        "Items smaller than their bucket: train them in a smaller bucket near their own size, enlarge them, "
+        "or leave them out",
+    )
+    crop: Literal["center", "random", "top", "recorded"] = setting(
+        "center", "Which part is kept where shapes differ; recorded takes the crop box that came with the item"
+    )
+    frames: int | None = setting(None, "Frames of a clip; empty takes the family's usual number", ge=1)
+    fps: float | None = setting(None, "Frames per second of clips; empty takes the family's own", gt=0)
+    clips: int = setting(1, "Clips cut from one file, spread evenly over it; 0 cuts as many as fit end to end", ge=0)
+    seconds: float | None = setting(None, "Longest sound or clip in seconds; empty takes the family's own", gt=0)
+    sound: bool = setting(True, "Train the sound track of videos too, where the family has sound")
 
 
 class Timesteps(Model):
@@ -155,6 +226,10 @@ class TrainSpec(Model):
         None, "CPU threads; empty takes one per core. Small models are fastest with 1 or 2", "expert", ge=1
     )
     caption_dropout: float = setting(0.0, "Share of captions replaced by the empty one", ge=0, le=1)
+    last_batch: Literal["smaller", "fill"] = setting(
+        "smaller", "The last batch of a bucket: smaller than the others, or filled with items of the bucket drawn again"
+    )
+    workers: int = setting(0, "Processes that prepare batches; 0 uses a thread of the run", "expert", ge=0, le=64)
 
 
 class MemorySpec(Model):
@@ -179,6 +254,12 @@ class ValidateSpec(Model):
     guidance: float | None = setting(None, "Strength of the prompt; empty takes the family's usual value", ge=0)
     seed: int = setting(0, "Seed of the samples", ge=0)
     size: tuple[int, int] | None = setting(None, "Width and height of samples; empty takes the first resolution")
+    frames: int | None = setting(None, "Frames of video samples; empty takes those of the training clips", ge=1)
+    seconds: float | None = setting(None, "Length of sound samples in seconds; empty takes the training length", gt=0)
+    references: list[str] = setting(
+        [], "Edit and image-to-video tasks: one picture for each prompt, or one for all; empty takes training items"
+    )
+    lyrics: list[str] = setting([], "Lyrics for each prompt, where the family sings")
 
 
 class SaveSpec(Model):
@@ -332,10 +413,22 @@ def _absolute(raw: dict[str, Any], base: Path) -> dict[str, Any]:
     if isinstance(source, str) and source.startswith(("./", "../", "~")):
         raw["source"] = str((base / Path(source).expanduser()).resolve())
     for data in raw.get("data") or []:
-        for key in ("path", "mask"):
-            if isinstance(data, dict) and isinstance(data.get(key), str):
-                data[key] = str((base / Path(data[key]).expanduser()).resolve())
+        for key in PATHS:
+            if isinstance(data, dict) and key in data:
+                data[key] = _placed(data[key], base)
+    samples = raw.get("validate")
+    if isinstance(samples, dict) and "references" in samples:
+        samples["references"] = _placed(samples["references"], base)
     return raw
+
+
+def _placed(value: Any, base: Path) -> Any:
+    """A path, or each of a list, relative to `base`; links (s3://, hf://) and everything else stay as they are."""
+    if isinstance(value, list):
+        return [_placed(v, base) for v in value]
+    if not isinstance(value, str) or re.match(r"^[a-z0-9]+://", value):
+        return value
+    return str((base / Path(value).expanduser()).resolve())
 
 
 def _extend(raw: dict[str, Any], path: Path) -> dict[str, Any]:
@@ -385,9 +478,11 @@ def _number(value: Any) -> Any:
 
 
 def _local(key: str, value: Any) -> Any:
-    if key in {"path", "mask", "source"} and isinstance(value, str):
+    if key in PATHS:
+        return _placed(value, Path.cwd())
+    if key == "source" and isinstance(value, str):
         path = Path(value).expanduser()
-        if key != "source" or value.startswith((".", "~")) or path.exists():
+        if value.startswith((".", "~")) or path.exists():
             return str(path.resolve())
     return value
 
