@@ -21,6 +21,7 @@ from transformers import (
     CLIPTextModel,
     CLIPTextModelWithProjection,
     CLIPTokenizer,
+    Qwen2Tokenizer,
     T5Config,
     T5EncoderModel,
     T5Tokenizer,
@@ -140,6 +141,44 @@ def t5_encoder(path: Path, width: int) -> None:
         tie_word_embeddings=False,
     )
     save(T5EncoderModel(config), path)
+
+
+QWEN_SPECIAL = [
+    "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>",
+    "<|image_pad|>", "<|video_pad|>", "<think>", "</think>",
+]  # fmt: skip
+QWEN_VOCAB = 256 + len(QWEN_SPECIAL)
+QWEN_CHAT = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.content is string %}{{ m.content }}{% else %}"
+    "{% for c in m.content %}{% if c.type == 'image' %}<|vision_start|><|image_pad|><|vision_end|>"
+    "{% else %}{{ c.text }}{% endif %}{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n"
+    "{% if enable_thinking is defined and not enable_thinking %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
+)
+
+
+def qwen_tokenizer(path: Path) -> None:
+    """Qwen's byte-level tokenizer (vocab.json, merges.txt): one token a byte, its special tokens and a chat template."""
+    write(path / "vocab.json", {token: i for i, token in enumerate(sorted(ByteLevel.alphabet()))})
+    (path / "merges.txt").write_text("#version: 0.2\n", encoding="utf-8")
+    added = {
+        str(256 + i): {
+            "content": t,
+            "special": True,
+            "lstrip": False,
+            "rstrip": False,
+            "normalized": False,
+            "single_word": False,
+        }
+        for i, t in enumerate(QWEN_SPECIAL)
+    }
+    config = {
+        "tokenizer_class": "Qwen2Tokenizer", "added_tokens_decoder": added, "pad_token": "<|endoftext|>",
+        "eos_token": "<|im_end|>", "unk_token": None, "bos_token": None, "model_max_length": 131072,
+        "add_prefix_space": False, "chat_template": QWEN_CHAT, "errors": "replace", "split_special_tokens": False,
+    }  # fmt: skip
+    write(path / "tokenizer_config.json", config)
+    assert len(Qwen2Tokenizer.from_pretrained(path)) == QWEN_VOCAB
 
 
 def vae(path: Path, channels: int, levels: int, **config: Any) -> None:

@@ -60,9 +60,7 @@ def prepare(recipe: Recipe) -> Prepared:
 
     Everything else that is wrong or worth knowing is in `problems`.
     """
-    family = families.build(recipe.family, recipe.options)
-    if recipe.task not in family.tasks:
-        raise UserError(f"task is {recipe.task!r}, but {family.name} trains {', '.join(family.tasks)}; change `task`.")
+    family = families.build(recipe.family, recipe.options, recipe.task)
     source = Source(recipe.source, family.sources)
     family.accept(source)
     where = device.pick()
@@ -203,21 +201,22 @@ def load_trainer(ready: Prepared, dtype: torch.dtype) -> Trainer:
     adapter = adapters.build(recipe.adapter, family, parts)
     network = parts.network.to(accelerator.device)
     network.train()
+    family.ready(network)
     _speed_and_memory(ready, network)
     stack = Stack(ready.extensions)
     stack.attach(Context(family, network, adapter, recipe.train.steps))
     scheduler_config = ready.source.config("scheduler")
 
-    def shift(latents: Tensor) -> float:
+    def shift(latents: Tensor, cond: Cond) -> float:
         if recipe.train.shift != "auto":
             return float(recipe.train.shift)
-        return family.shift(latents, scheduler_config) if ready.objective.flow else 1.0
+        return family.shift(latents, cond, scheduler_config) if ready.objective.flow else 1.0
 
     assert recipe.train.timesteps is not None
     optimizer, scheduler = optimizers.build(recipe.train, adapter.parameters() + stack.parameters())
     return Trainer(
         family, parts, adapter, ready.objective, recipe.train.timesteps, shift, stack,
-        accelerator.prepare(optimizer), scheduler, accelerator, recipe.train,
+        accelerator.prepare(optimizer), scheduler, accelerator, recipe.train, family.reach(ready.source),
     )  # fmt: skip
 
 

@@ -25,7 +25,7 @@ def _family(cls: type[Family]) -> dict[str, Any]:
         "name": cls.name,
         "title": cls.title,
         "modality": cls.modality,
-        "tasks": list(cls.tasks),
+        "tasks": list(cls.pipelines),
         "sources": cls.sources,
         "resolution": cls.resolution,
         "guidance": cls.guidance,

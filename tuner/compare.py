@@ -16,6 +16,7 @@ from pydantic import Field, ValidationError
 from safetensors import SafetensorError
 
 from . import checkpoint, device, families, sample
+from .adapters import lora
 from .adapters.lora import FILE
 from .errors import UserError
 from .events import birth
@@ -23,7 +24,7 @@ from .family import Family, Request
 from .recipe import Model, explain, setting
 from .run import Controls
 from .source import Source
-from .types import Cond, Parts
+from .types import Cond, Parts, Prompt
 
 
 class Contender(Model):
@@ -107,10 +108,9 @@ def draw(wanted: Comparison, folder: Path, say: Callable[..., Any], controls: Co
                 if controls.stop():
                     return "stopped"
                 request = Request(cond, negative, *size, wanted.steps, guidance, seed)
-                name = f"{column:02d}-{row:02d}-{seed}.png"
-                sample.draw(family, parts, request).save(folder / name)
+                file = sample.save(sample.draw(family, parts, request), folder / f"{column:02d}-{row:02d}-{seed}")
                 done += 1
-                say("sample", contender=column, prompt=row, seed=seed, file=name)
+                say("sample", contender=column, prompt=row, seed=seed, file=file.name)
                 say("phase", name="sample", done=done, of=total)
     return "finished"
 
@@ -121,23 +121,21 @@ def _encode(family: Family, source: Source, dtype: torch.dtype, where: torch.dev
         if isinstance(component, torch.nn.Module):
             component.to(where)
     with torch.no_grad():
-        return family.encode_text(parts, captions)
+        return family.encode_text(parts, [Prompt(c) for c in captions])
 
 
 def _contender(family: Family, source: Source, contender: Contender, dtype: torch.dtype, where: torch.device) -> Parts:
     """The model of one column. A fresh denoiser each time: no column can leave a trace in the next."""
     path = find(contender.adapter) if contender.adapter else None
     whole_model = path is not None and path.is_dir()
-    parts = family.load(
-        Source(str(path), {}) if whole_model else source, (family.denoiser, *family.media_parts, "scheduler"), dtype
-    )
-    for name in (family.denoiser, *family.media_parts):
-        parts[name].to(where)
+    base = Source(str(path), {}) if whole_model else source
+    parts = family.load(base, (family.denoiser, *family.sample_parts(base)), dtype)
+    for component in parts.components.values():
+        if isinstance(component, torch.nn.Module):
+            component.to(where)
     if path is not None and not whole_model:
         try:
-            pipe = family.pipe(parts)
-            pipe.load_lora_weights(str(path.parent), weight_name=path.name, adapter_name="contender")
-            pipe.set_adapters(["contender"], [contender.strength])
+            lora.attach(family, parts, path, contender.strength)
         except (ValueError, KeyError, RuntimeError, OSError, SafetensorError) as error:
             first = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise UserError(

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -16,7 +17,7 @@ from .libraries import diffusers
 from .objective import Objective
 from .recipe import Model, TimestepSpec
 from .source import Source
-from .types import Cond, Parts
+from .types import Cond, Drawn, Media, Parts, Prompt
 
 
 class Options(Model):
@@ -25,10 +26,24 @@ class Options(Model):
 
 @dataclass(frozen=True)
 class Geometry:
-    """How pictures become latents. multiple: what width and height must divide by. rate: pixels per latent cell."""
+    """How media become latents; a family fills in what it has.
 
-    multiple: int
-    rate: int
+    multiple: what width and height must divide by. rate: pixels per latent cell (each way).
+    frame_step: clips have frame_step * k + 1 frames; 0 where the model knows no clips. fps: frames per second that the
+    model was made for. frames: usual number of frames of a clip.
+    sample_rate: samples of sound per second, 0 for none. channels: of sound. hop: samples per latent frame; lengths are
+    cut to a multiple of it. seconds: usual longest sound.
+    """
+
+    multiple: int = 1
+    rate: int = 1
+    frame_step: int = 0
+    fps: float = 0.0
+    frames: int = 1
+    sample_rate: int = 0
+    channels: int = 0
+    hop: int = 1
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -43,7 +58,10 @@ class Framing:
 
 @dataclass(frozen=True)
 class Request:
-    """One sample to draw. cond and negative: one item each, unbatched (negative only where guidance wants it)."""
+    """One sample to draw. cond and negative: one item each, unbatched (negative only where guidance wants it).
+
+    frames, fps: of a clip. seconds: of sound. references: PIL pictures of edit and image_to_video tasks.
+    """
 
     cond: Cond
     negative: Cond | None
@@ -52,39 +70,61 @@ class Request:
     steps: int
     guidance: float
     seed: int
+    frames: int = 1
+    fps: float = 0.0
+    seconds: float = 0.0
+    references: tuple[Any, ...] = ()
 
 
 class Family:
-    """One model family. Holds its options and no other state. Subclass once; a family never subclasses a family."""
+    """One model family. Holds its options and task, and no other state. A family never subclasses a family.
+
+    Attributes that depend on options or task (denoiser, text_parts, media_parts) are set anew in `__init__`.
+    """
 
     name: ClassVar[str]
     title: ClassVar[str]
     modality: ClassVar[Literal["image", "video", "audio"]] = "image"
-    tasks: ClassVar[tuple[str, ...]] = ("generate",)
-    pipeline: ClassVar[str]
-    """The diffusers pipeline that samples and encodes text."""
+    pipelines: ClassVar[dict[str, str]]
+    """Task → the diffusers pipeline that samples and encodes text for it."""
     accepts: ClassVar[tuple[str, ...]]
     """Pipeline class names in `model_index.json` that are this family's."""
-    denoiser: ClassVar[Literal["transformer", "unet", "prior"]] = "transformer"
-    text_parts: ClassVar[tuple[str, ...]]
-    media_parts: ClassVar[tuple[str, ...]] = ("vae",)
+    denoiser: Literal["transformer", "transformer_2", "unet", "prior"] = "transformer"
+    text_parts: tuple[str, ...]
+    media_parts: tuple[str, ...] = ("vae",)
+    further_parts: tuple[str, ...] = ()
+    """What sampling needs beside denoiser, media parts and scheduler (a second expert, a vocoder)."""
+    reads: frozenset[str] = frozenset()
+    """What the text encoders are told beside the caption: "references", "lyrics", "seconds"."""
     sources: ClassVar[dict[str, str]]
-    resolution: ClassVar[int]
-    """Edge length for which the family was made."""
+    resolution: ClassVar[int] = 0
+    """Edge length for which the family was made; 0 for sound."""
     guidance: ClassVar[float]
     """Usual guidance when sampling."""
     timesteps: ClassVar[TimestepSpec]
-    blocks: ClassVar[tuple[Blocks, ...]] = ()
+    blocks: tuple[Blocks, ...] = ()
     """Runs of transformer blocks, () when the network has none."""
     targets: ClassVar[dict[str, str]]
     """LoRA presets: name → regular expression over full module names; the first is `default`."""
+    lora_arguments: dict[str, Any] = {}
+    """Further arguments of the pipeline's `load_lora_weights`."""
     licence: ClassVar[str]
     size: ClassVar[str]
     """Published number of parameters of the denoiser, for the table."""
+    predicts: ClassVar[str] = "flow"
+    """What the network answers, for the table: flow, epsilon, velocity."""
+    encoders: ClassVar[str]
+    """Text encoders by the names people know, for the table."""
     Options: ClassVar[type[Options]] = Options
 
-    def __init__(self, options: Options | None = None) -> None:
+    def __init__(self, options: Options | None = None, task: str = "generate") -> None:
         self.options: Any = options or self.Options()
+        self.task = task
+
+    @property
+    def pipeline(self) -> str:
+        """The official pipeline of the task."""
+        return self.pipelines[self.task]
 
     # -- loading ---------------------------------------------------------------------------------------------------
 
@@ -99,11 +139,19 @@ class Family:
     def load(self, source: Source, parts: Sequence[str], dtype: torch.dtype) -> Parts:
         """Load the named components (those the model has), in `dtype`, frozen."""
         wanted = [p for p in parts if source.has(p) or p in (self.denoiser, *self.media_parts)]
-        return Parts(self.denoiser, {**source.flags, **{p: source.load(p, dtype) for p in wanted}})
+        return Parts(self.denoiser, {**source.flags, **{p: source.load(p, dtype) for p in wanted}}, source.pipeline)
+
+    def sample_parts(self, source: Source) -> tuple[str, ...]:
+        """The components beside the denoiser that sampling from cached text needs, of those that the model has."""
+        wanted = dict.fromkeys((*self.media_parts, *self.further_parts, "scheduler"))
+        return tuple(p for p in wanted if source.has(p))
 
     def pipe(self, parts: Parts) -> Any:
         """The official pipeline around the loaded components; the others are None."""
-        cls = getattr(diffusers, self.pipeline)
+        return self.assemble(getattr(diffusers, self.pipeline), parts)
+
+    def assemble(self, cls: Any, parts: Parts) -> Any:
+        """A pipeline of class `cls` around the loaded components."""
         names = set(inspect.signature(cls.__init__).parameters) - {"self"}
         components = {k: v for k, v in parts.components.items() if k in names}
         for name, parameter in inspect.signature(cls.__init__).parameters.items():
@@ -127,19 +175,29 @@ class Family:
         """(tokenizer, tokens the caption has, tokens it takes) for every tokenizer whose limit matters."""
         raise NotImplementedError
 
-    def encode_text(self, parts: Parts, captions: Sequence[str]) -> list[Cond]:
-        """One dict of tensors per caption, without a batch axis: what the cache holds."""
+    def encode_text(self, parts: Parts, prompts: Sequence[Prompt]) -> list[Cond]:
+        """One dict of tensors per prompt, without a batch axis: what the cache holds."""
         raise NotImplementedError
 
     def encode_settings(self) -> dict[str, Any]:
-        """Options that change what `encode_text` returns; part of the cache key."""
+        """Options that change what `encode_text`, `encode_media` or `media_cond` return; part of the cache key."""
         return {}
 
-    def encode_media(self, parts: Parts, pixels: Tensor) -> Tensor:
-        """pixels [B, 3, H, W] in -1..1 → normalised latents [B, C, h, w]: the mean of the posterior, scaled."""
+    def encode_media(self, parts: Parts, media: Media) -> Tensor:
+        """Normalised latents [B, C, ...]: the mean of the autoencoder's posterior, scaled as the pipeline does.
+
+        Pictures give [B, C, h, w]; families of clips [B, C, f, h, w], also for pictures (f = 1); sound [B, C, T].
+        """
+        assert media.pixels is not None
         vae = parts["vae"]
-        z = vae.encode(pixels.to(vae.dtype)).latent_dist.mode()
+        z = vae.encode(media.pixels.to(vae.dtype)).latent_dist.mode()
         return (z - (vae.config.get("shift_factor") or 0.0)) * vae.config.scaling_factor
+
+    def media_cond(self, parts: Parts, media: Media) -> list[Cond]:
+        """What the denoiser is told that comes from the media, one dict per item: the latents of reference pictures
+        (edit), of the first frame (image_to_video), a picture encoder's features. Cached beside the latents."""
+        count = len(media.pixels if media.pixels is not None else media.sound)  # pyrefly: ignore[bad-argument-type]
+        return [{} for _ in range(count)]
 
     def frame_cond(self, framing: Framing) -> Cond:
         """What the denoiser is told about how a picture was cut (SDXL's sizes); {} for most."""
@@ -149,9 +207,21 @@ class Family:
         """Items → batch; default: stack (all captions have one length)."""
         return {k: torch.stack([c[k] for c in conds]) for k in conds[0]}
 
-    def shift(self, latents: Tensor, scheduler: dict[str, Any]) -> float:
+    def shift(self, latents: Tensor, cond: Cond, scheduler: dict[str, Any]) -> float:
         """How far the family's own pipeline moves t towards noise for latents of this size; 1 = not at all."""
         return 1.0
+
+    def reach(self, source: Source) -> tuple[float, float]:
+        """Lowest and highest t (after the shift) that this network is asked at: the part of one expert of several."""
+        return 0.0, 1.0
+
+    def emphasis(self, x: Tensor, cond: Cond) -> Tensor | None:
+        """Weights of the elementwise error, broadcastable to x, or None: 0 where the answer is not used (a given first
+        frame), and what balances two modalities in one tensor."""
+        return None
+
+    def ready(self, denoiser: nn.Module) -> None:
+        """Put right what the network needs before it is trained (a defect of the library that a pin holds still)."""
 
     def predict(self, denoiser: nn.Module, x: Tensor, t: Tensor, cond: Cond) -> Tensor:
         """The network's answer in our terms, called exactly as the pipeline calls it.
@@ -161,8 +231,23 @@ class Family:
         raise NotImplementedError
 
     def call(self, parts: Parts, request: Request) -> dict[str, Any]:
-        """Arguments of the official pipeline for one sample from cached text."""
+        """Arguments of the official pipeline for one sample from cached text; they go over those of `sized`."""
         raise NotImplementedError
+
+    def sized(self, request: Request) -> dict[str, Any]:
+        """Size, length and steps as the pipeline calls them."""
+        common = {"num_inference_steps": request.steps, "output_type": "pil"}
+        if self.modality == "audio":
+            return common
+        size = {"width": request.width, "height": request.height}
+        return {**common, **size, **({"num_frames": request.frames} if self.modality == "video" else {})}
+
+    def drawn(self, out: Any, request: Request) -> Drawn:
+        """What the pipeline returned, as one sample."""
+        if self.modality == "video":
+            frames = np.stack([np.asarray(frame) for frame in out.frames[0]])
+            return Drawn(frames=frames, fps=request.fps)
+        return Drawn(image=out.images[0])
 
     def wants_negative(self, source: Source, guidance: float) -> bool:
         """Whether sampling with this guidance needs the negative prompt's embedding."""

@@ -29,12 +29,13 @@ class Trainer:
     adapter: Adapter
     objective: Objective
     timesteps: TimestepSpec
-    shift: Callable[[Tensor], float]
+    shift: Callable[[Tensor, Cond], float]
     stack: Stack
     optimizer: torch.optim.Optimizer
     scheduler: torch.optim.lr_scheduler.LRScheduler
     accelerator: Accelerator
     spec: TrainSpec
+    reach: tuple[float, float] = (0.0, 1.0)
     index: int = 0
 
     def __post_init__(self) -> None:
@@ -48,11 +49,19 @@ class Trainer:
     def draw(self, batch: Batch) -> Noised:
         """Noise a batch. Every item draws from its own seed: (seed, step, place of the item in the step)."""
         generators = [generator(mix(self.spec.seed, "noise", self.index, place)) for place in batch.draws]
-        t = timesteps.draw(self.timesteps, generators, batch.draws, batch.of)
+        shift = self.shift(batch.latents, batch.cond)
+        within = timesteps.unshifted(self.reach, shift)
+        t = timesteps.draw(self.timesteps, generators, batch.draws, batch.of, within)
         noise = torch.stack([torch.randn(batch.latents.shape[1:], generator=g) for g in generators])
         device = batch.latents.device
-        t = timesteps.shifted(t.to(device), self.shift(batch.latents))
+        t = timesteps.shifted(t.to(device), shift)
         return self.objective.noised(batch.latents, noise.to(device), t)
+
+    def score(self, prediction: Tensor, noised: Noised, cond: Cond) -> Tensor:
+        """The elementwise error [B, ...], weighed by what the family says counts."""
+        elementwise = error(prediction, noised.target, self.spec.loss, self.spec.huber_c)
+        emphasis = self.family.emphasis(noised.x, cond)
+        return elementwise if emphasis is None else elementwise * emphasis.to(elementwise)
 
     def forward_backward(self, batch: Batch, part: int) -> dict[str, Tensor]:
         """One forward pass and its gradients; the loss is weighed by the batch's share of the step's items."""
@@ -63,7 +72,7 @@ class Trainer:
         share = len(batch.draws) / batch.of
         with self.stack.around(step):
             step.prediction = self.predict(step.noised.x, step.noised.t, batch.cond)
-            elementwise = error(step.prediction, step.noised.target, self.spec.loss, self.spec.huber_c)
+            elementwise = self.score(step.prediction, step.noised, batch.cond)
             terms = {"loss": reduce(self.stack.loss(elementwise, step), step.noised), **self.stack.extra(step)}
             self.accelerator.backward(torch.stack(list(terms.values())).sum() * share)
         return {name: term.detach() * share for name, term in terms.items()}

@@ -1,32 +1,41 @@
-"""Pictures from the model as it stands: through the family's official pipeline, from cached text."""
+"""Samples from the model as it stands: through the family's official pipeline, from cached text."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from pathlib import Path
 
 import torch
 from torch import nn
 
+from .data import audio, video
 from .family import Family, Request
-from .types import Parts, generator
+from .types import Drawn, Parts, generator
 
 
-def draw(family: Family, parts: Parts, request: Request) -> Any:
-    """One PIL picture, exactly as the pipeline makes it outside of training: same components, seed and dtype."""
+def draw(family: Family, parts: Parts, request: Request) -> Drawn:
+    """One sample, exactly as the pipeline makes it outside of training: same components, seed and dtype."""
     pipe = family.pipe(parts)
-    arguments = family.call(parts, request)
+    arguments = {**family.sized(request), **family.call(parts, request)}
     with torch.no_grad():
-        out = pipe(
-            **arguments,
-            width=request.width,
-            height=request.height,
-            num_inference_steps=request.steps,
-            generator=generator(request.seed),
-            output_type="pil",
-        )
-    return out.images[0]
+        out = pipe(**arguments, generator=generator(request.seed))
+    return family.drawn(out, request)
+
+
+def save(drawn: Drawn, stem: Path) -> Path:
+    """Write a sample beside its name without ending: .png, .mp4 (with its sound) or .wav; returns the file."""
+    if drawn.image is not None:
+        path = stem.with_name(f"{stem.name}.png")
+        drawn.image.save(path)
+    elif drawn.frames is not None:
+        path = stem.with_name(f"{stem.name}.mp4")
+        video.write(path, drawn.frames, drawn.fps, drawn.sound, drawn.rate)
+    else:
+        assert drawn.sound is not None
+        path = stem.with_name(f"{stem.name}.wav")
+        audio.write(path, drawn.sound, drawn.rate)
+    return path
 
 
 @contextmanager

@@ -39,18 +39,48 @@ def _beta_quantile(spec: Beta, u: Tensor) -> Tensor:
     return torch.sigmoid(x[place - 1] + share * (x[place] - x[place - 1])).to(u.dtype)
 
 
-def draw(spec: TimestepSpec, generators: Sequence[torch.Generator], places: Sequence[int], of: int) -> Tensor:
+def share(spec: TimestepSpec, t: float) -> float:
+    """The share of draws below t in [0, 1]: the distribution function, found by halving."""
+    low, high = 0.0, 1.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        inside = min(max(middle, 1e-12), 1 - 1e-12)
+        if quantile(spec, torch.tensor([inside], dtype=torch.float64)).item() < t:
+            low = middle
+        else:
+            high = middle
+    return (low + high) / 2
+
+
+def draw(
+    spec: TimestepSpec,
+    generators: Sequence[torch.Generator],
+    places: Sequence[int],
+    of: int,
+    within: tuple[float, float] = (0.0, 1.0),
+) -> Tensor:
     """One t per generator: [N] in (0, 1).
 
     places: each item's place among the `of` items of the optimiser step; with `stratified`, item i draws from
-    the i-th of `of` equal shares of the distribution.
+    the i-th of `of` equal shares of the distribution. within: the distribution is cut to this range, renormalised.
     """
     u = torch.cat([torch.rand(1, generator=g, dtype=torch.float64) for g in generators])
     if spec.stratified:
         u = (torch.tensor(places, dtype=torch.float64) + u) / of
+    if within != (0.0, 1.0):
+        low, high = (share(spec, edge) for edge in within)
+        if high - low < 1e-9:
+            raise ValueError(f"no t of the distribution lies within {within}")
+        u = low + (high - low) * u
     return quantile(spec, u.clamp(1e-6, 1 - 1e-6)).float()
 
 
 def shifted(t: Tensor, shift: float) -> Tensor:
     """Move t towards noise: s t / (1 + (s - 1) t); s = 1 changes nothing (Esser et al. 2024, eq. 23)."""
     return shift * t / (1 + (shift - 1) * t)
+
+
+def unshifted(reach: tuple[float, float], shift: float) -> tuple[float, float]:
+    """The range of t before `shifted` that comes to lie in `reach`."""
+    low, high = (t / (shift - (shift - 1) * t) for t in reach)
+    return low, high

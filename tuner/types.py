@@ -3,13 +3,77 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 Cond = dict[str, Any]
 """What the denoiser is told beside the noisy input. One item: unpadded tensors; a batch: collated tensors."""
+
+
+def on_device(cond: Cond, device: torch.device | str) -> Cond:
+    """A condition with its tensors on `device`, also those in lists (captions of different length)."""
+
+    def moved(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return value.to(device)
+        return [moved(v) for v in value] if isinstance(value, list) else value
+
+    return {k: moved(v) for k, v in cond.items()}
+
+
+@dataclass(slots=True)
+class Media:
+    """What a family encodes into latents: items of one bucket.
+
+    pixels: [B, 3, H, W] pictures or [B, 3, F, H, W] clips in -1..1, None for sound alone. fps: of the clips.
+    sound: [B, channels, samples] in -1..1 at the family's rate, or None. references: one [B, 3, h, w] in -1..1 per
+    picture that an item is edited from (image_to_video: the first frame, where it is not the clip's own).
+    """
+
+    pixels: Tensor | None = None
+    sound: Tensor | None = None
+    fps: float = 0.0
+    references: tuple[Tensor, ...] = ()
+
+    def to(self, device: torch.device | str) -> Media:
+        """The same on `device`."""
+        return Media(
+            None if self.pixels is None else self.pixels.to(device),
+            None if self.sound is None else self.sound.to(device),
+            self.fps,
+            tuple(r.to(device) for r in self.references),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """What a family's text encoders are told of one item.
+
+    text: the caption. The rest is filled only where `Family.reads` names it. references: [3, h, w] in -1..1 each.
+    lyrics: words that are sung. seconds: length of the sound.
+    """
+
+    text: str
+    references: tuple[Tensor, ...] = ()
+    lyrics: str = ""
+    seconds: float = 0.0
+
+
+@dataclass(slots=True)
+class Drawn:
+    """One validation sample.
+
+    image: PIL. frames: uint8 [F, H, W, 3] at `fps`. sound: float32 [C, T] at `rate` samples a second.
+    """
+
+    image: Any = None
+    frames: np.ndarray | None = None
+    fps: float = 0.0
+    sound: np.ndarray | None = None
+    rate: int = 0
 
 
 @dataclass(slots=True)
@@ -20,6 +84,7 @@ class Batch:
     draws: the place of each item among all items of its optimiser step (over ranks and micro-batches); it seeds
     the item's noise, so that the noise does not depend on how a step is cut into forward passes.
     of: the number of items of the whole optimiser step. mask: [B, 1, h, w] in 0..1 at latent resolution, or None.
+    role, strength: as in the items' data set. control: [B, 3, H, W] in -1..1 at the size of the picture, or None.
     """
 
     latents: Tensor
@@ -28,12 +93,16 @@ class Batch:
     draws: tuple[int, ...]
     of: int
     mask: Tensor | None = None
+    role: Literal["train", "regularisation", "validation"] = "train"
+    strength: float = 1.0
+    control: Tensor | None = None
 
     def to(self, device: torch.device) -> Batch:
         """The batch with its tensors on `device`."""
-        cond = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in self.cond.items()}
+        cond = on_device(self.cond, device)
         mask = None if self.mask is None else self.mask.to(device)
-        return replace(self, latents=self.latents.to(device), cond=cond, mask=mask)
+        control = None if self.control is None else self.control.to(device)
+        return replace(self, latents=self.latents.to(device), cond=cond, mask=mask, control=control)
 
 
 @dataclass(slots=True)
@@ -52,10 +121,14 @@ class Noised:
 
 @dataclass(slots=True)
 class Parts:
-    """The loaded components of one model, by their names in `model_index.json`; absent ones are not loaded."""
+    """The loaded components of one model, by their names in `model_index.json`; absent ones are not loaded.
+
+    pipeline: the class in that index, by which families of several pipelines know the variant.
+    """
 
     denoiser: str
     components: dict[str, Any] = field(default_factory=dict)
+    pipeline: str = ""
 
     def __getitem__(self, name: str) -> Any:
         if self.components.get(name) is None:

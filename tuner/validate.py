@@ -13,7 +13,7 @@ import torch
 from . import optimizers, sample
 from .family import Request
 from .loop import Trainer
-from .objective import error, reduce
+from .objective import reduce
 from .recipe import ValidateSpec
 from .seeds import mix
 from .source import Source
@@ -72,7 +72,7 @@ class Validator:
         )
         prediction = self.trainer.predict(noised.x, noised.t, cond)
         plain = Noised(noised.x, noised.t, noised.noise, noised.target)
-        return float(reduce(error(prediction, noised.target, self.trainer.spec.loss, self.trainer.spec.huber_c), plain))
+        return float(reduce(self.trainer.score(prediction, plain, cond), plain))
 
     def samples(self, folder: Path, step: int) -> list[dict[str, Any]]:
         """One picture per prompt into `folder`; returns what the journal says of them."""
@@ -84,21 +84,21 @@ class Validator:
             for i, (prompt, cond) in enumerate(zip(self.spec.prompts, self.prompts, strict=True)):
                 guidance = family.guidance if self.spec.guidance is None else self.spec.guidance
                 request = Request(cond, self.negative, *self.spec.size, self.spec.steps, guidance, self.spec.seed)
-                name = f"step-{step:06d}-{i:02d}.png"
                 folder.mkdir(exist_ok=True)
-                sample.draw(family, parts, request).save(folder / name)
-                said.append({"prompt": prompt, "file": f"{folder.name}/{name}", "seed": self.spec.seed})
+                file = sample.save(sample.draw(family, parts, request), folder / f"step-{step:06d}-{i:02d}")
+                said.append({"prompt": prompt, "file": f"{folder.name}/{file.name}", "seed": self.spec.seed})
         self._move_decoder(torch.device("cpu"))
         return said
 
     def _load_decoder(self) -> None:
-        """The media decoder is loaded at the first sample and waits in main memory between samples."""
+        """What sampling needs is loaded at the first sample and waits in main memory between samples."""
         parts, family = self.trainer.parts, self.trainer.family
-        for name in (*family.media_parts, "scheduler"):
+        for name in family.sample_parts(self.source):
             if parts.components.get(name) is None:
                 parts.components[name] = self.source.load(name, self.dtype)
         self._move_decoder(next(parts.network.parameters()).device)
 
     def _move_decoder(self, device: torch.device) -> None:
-        for name in self.trainer.family.media_parts:
-            self.trainer.parts.components[name].to(device)
+        for name in self.trainer.family.sample_parts(self.source):
+            if isinstance(component := self.trainer.parts.components[name], torch.nn.Module):
+                component.to(device)

@@ -12,6 +12,7 @@ from tuner.adapters.lora import Lora
 from tuner.errors import UserError
 from tuner.recipe import FullSpec, LoraSpec
 from tuner.source import Source
+from tuner.types import Prompt
 
 
 def attached(tiny, family: str, spec: LoraSpec | FullSpec):
@@ -22,7 +23,7 @@ def attached(tiny, family: str, spec: LoraSpec | FullSpec):
     torch.manual_seed(0)
     adapter = adapters.build(spec, made, parts)
     with torch.no_grad():
-        cond = made.encode_text(parts, ["a cat"])[0]
+        cond = made.encode_text(parts, [Prompt("a cat")])[0]
     if family == "sdxl":
         cond |= {"time_ids": torch.tensor([64.0, 64, 0, 0, 64, 64])}
     channels = parts.network.config.in_channels // (4 if family == "flux1" else 1)

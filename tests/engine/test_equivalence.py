@@ -13,6 +13,7 @@ from tuner import assemble
 from tuner.data import tensor
 from tuner.errors import UserError
 from tuner.recipe import parse
+from tuner.types import Media
 
 
 @pytest.fixture
@@ -76,7 +77,7 @@ def test_cached_latents_are_those_of_the_encoder(recipe, family: str) -> None:
     parts = ready.family.load(ready.source, ready.family.media_parts, torch.float32)
     for i, planned in enumerate(ready.planned):
         with torch.no_grad():
-            fresh = ready.family.encode_media(parts, tensor.pixels(planned)[None])
+            fresh = ready.family.encode_media(parts, Media(tensor.pixels(planned)[None]))
         torch.testing.assert_close(job.loader.fixed([i]).latents, fresh, rtol=0, atol=1e-5)
 
 

@@ -31,7 +31,7 @@ from tuner.objective import Diffusion
 from tuner.recipe import FullSpec, TrainSpec
 from tuner.source import Source
 from tuner.timesteps import shifted
-from tuner.types import Batch, Cond, Noised, Parts, expand, generator
+from tuner.types import Batch, Cond, Media, Noised, Parts, Prompt, expand, generator
 
 OPTIONS: dict[str, dict[str, Any]] = {"flux1": {"max_tokens": 32}}
 """Family options of the tests, and what the official pipeline calls the same."""
@@ -91,7 +91,9 @@ class Rig:
         size = (width, height)
         frame = self.family.frame_cond(Framing(original=size, scaled=size, corner=(0, 0), size=size))
         with torch.no_grad():
-            return self.family.collate([{**c, **frame} for c in self.family.encode_text(self.parts, captions)])
+            return self.family.collate(
+                [{**c, **frame} for c in self.family.encode_text(self.parts, [Prompt(c) for c in captions])]
+            )
 
     def objective(self) -> Any:
         """The objective of this checkpoint."""
@@ -224,7 +226,7 @@ def test_known_answer(rig: Rig) -> None:
     width, height, objective = 64, 96, rig.objective()
     pixels = picture(width, height)
     with torch.no_grad():
-        z = rig.family.encode_media(rig.parts, pixels)
+        z = rig.family.encode_media(rig.parts, Media(pixels))
         raw = rig.official.vae.encode(pixels).latent_dist.mode()
 
     def knows(call: dict[str, Any]) -> Tensor:
@@ -286,7 +288,7 @@ def test_overfit_and_sample(tiny: Callable[..., Path], case: str, steps: int) ->
 def train(rig: Rig, z: Tensor, cond: Cond, steps: int) -> None:
     """Full rank on one latent, by the engine's own trainer."""
     family, objective, count = rig.family, rig.objective(), len(next(iter(cond.values())))
-    shift = family.shift(z, rig.source.config("scheduler")) if objective.flow else 1.0
+    shift = family.shift(z, {}, rig.source.config("scheduler")) if objective.flow else 1.0
     spec = TrainSpec(
         steps=steps,
         lr=1e-2,
@@ -299,7 +301,7 @@ def train(rig: Rig, z: Tensor, cond: Cond, steps: int) -> None:
     AcceleratorState._reset_state()
     accelerator = Accelerator(mixed_precision="no", cpu=True)
     trainer = Trainer(
-        family, rig.parts, adapter, objective, family.timesteps, lambda _: shift, Stack(),
+        family, rig.parts, adapter, objective, family.timesteps, lambda _, __: shift, Stack(),
         accelerator.prepare(optimizer), scheduler, accelerator, spec,
     )  # fmt: skip
     batch = Batch(z.repeat(count, 1, 1, 1), cond, ("the only one",) * count, tuple(range(count)), count)
@@ -328,7 +330,7 @@ def test_encode_text_is_the_pipelines(rig: Rig) -> None:
     if rig.family.name != "flux1":
         settings["do_classifier_free_guidance"] = False
     with torch.no_grad():
-        ours = rig.family.encode_text(rig.parts, [SHORT, LONG])
+        ours = rig.family.encode_text(rig.parts, [Prompt(SHORT), Prompt(LONG)])
         for caption, cond in zip([SHORT, LONG], ours, strict=True):
             out = rig.official.encode_prompt(caption, **settings, **OFFICIAL.get(rig.family.name, {}))
             theirs = [o[0] for o in out if o is not None and o.shape[0] == 1]
@@ -344,7 +346,7 @@ def test_sdxl_empty_prompt(tiny: Callable[..., Path], zeros: bool) -> None:
     rig = make(tiny, "sdxl", {"force_zeros": zeros})
     with torch.no_grad():
         _, negative, _, pooled = rig.official.encode_prompt(SHORT, do_classifier_free_guidance=True)
-        empty = rig.family.encode_text(rig.parts, [LONG, ""])[1]
+        empty = rig.family.encode_text(rig.parts, [Prompt(LONG), Prompt("")])[1]
     assert bool(negative.any()) is not zeros
     torch.testing.assert_close(empty["embeds"], negative[0], atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(empty["pooled"], pooled[0], atol=1e-5, rtol=1e-5)
@@ -361,7 +363,7 @@ def test_sampling_from_cached_text_is_the_pipelines(rig: Rig) -> None:
     wants = rig.family.wants_negative(rig.source, guidance)
     assert wants is not bool(embedded)
     with torch.no_grad():
-        cond, empty = rig.family.encode_text(rig.parts, [LONG, ""])
+        cond, empty = rig.family.encode_text(rig.parts, [Prompt(LONG), Prompt("")])
         request = Request(cond, empty if wants else None, width, height, 2, guidance, 1)
         size = {"width": width, "height": height, "num_inference_steps": 2, "generator": generator(1)}
         out = rig.family.pipe(rig.parts)(**rig.family.call(rig.parts, request), **size, output_type="pt").images
@@ -376,7 +378,7 @@ def test_geometry(rig: Rig) -> None:
     assert (geometry.rate, geometry.multiple) == (4, 8)
     side = geometry.multiple
     with torch.no_grad():
-        z = rig.family.encode_media(rig.parts, torch.rand(1, 3, side, side))
+        z = rig.family.encode_media(rig.parts, Media(torch.rand(1, 3, side, side)))
         assert z.shape[-2:] == (side // geometry.rate,) * 2
         out = rig.family.predict(rig.parts.network, z, torch.tensor([0.5]), rig.cond([SHORT], side, side))
     assert out.shape == z.shape
@@ -513,11 +515,11 @@ def matches(network: nn.Module, pattern: str) -> list[str]:
 def test_shift_golden() -> None:
     """FLUX.1's published values for 1024² and 512²; constant beyond; off where the model says so."""
     family, dynamic = families.get("flux1")(), {"use_dynamic_shifting": True}
-    shift = {side: family.shift(torch.zeros(1, 16, side // 8, side // 8), dynamic) for side in (512, 1024, 2048)}
+    shift = {side: family.shift(torch.zeros(1, 16, side // 8, side // 8), {}, dynamic) for side in (512, 1024, 2048)}
     assert shift[1024] == pytest.approx(3.158193, abs=1e-6)
     assert shift[512] == pytest.approx(1.877611, abs=1e-6)
     assert shift[2048] == shift[1024]
-    assert family.shift(torch.zeros(1, 16, 128, 128), {"use_dynamic_shifting": False, "shift": 1.0}) == 1.0
+    assert family.shift(torch.zeros(1, 16, 128, 128), {}, {"use_dynamic_shifting": False, "shift": 1.0}) == 1.0
 
 
 def test_shift_is_the_schedulers(tiny: Callable[..., Path]) -> None:
@@ -525,7 +527,7 @@ def test_shift_is_the_schedulers(tiny: Callable[..., Path]) -> None:
     for case in ("flux1", "flux1-schnell"):
         rig = make(tiny, *CASES[case])
         rig.run([SHORT], 96, 64, num_inference_steps=5, output_type="latent")
-        s = rig.family.shift(rig.latent(96, 64, 1), rig.source.config("scheduler"))
+        s = rig.family.shift(rig.latent(96, 64, 1), {}, rig.source.config("scheduler"))
         expected = shifted(torch.linspace(1, 1 / 5, 5), s)
         torch.testing.assert_close(rig.official.scheduler.timesteps / 1000, expected, atol=1e-5, rtol=1e-5)
 

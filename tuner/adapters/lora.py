@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import peft
 from peft.tuners.lora import LoraLayer
 from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..adapter import on_cpu, take
@@ -23,6 +25,8 @@ from ..source import Source
 from ..types import Parts
 
 FILE = "pytorch_lora_weights.safetensors"
+PEFT_FILE = "adapter_model.safetensors"
+METADATA = "lora_adapter_metadata"
 
 
 class Lora:
@@ -33,7 +37,10 @@ class Lora:
         self.config = peft.LoraConfig(r=spec.rank, lora_alpha=alpha, lora_dropout=spec.dropout, target_modules=layers)
         self.denoiser: Any = denoiser.requires_grad_(False)
         self.part = part
-        self.denoiser.add_adapter(self.config)  # pyrefly: ignore[not-callable]
+        if hasattr(denoiser, "add_adapter"):
+            self.denoiser.add_adapter(self.config)
+        else:  # networks of diffusers without its PeftAdapterMixin
+            peft.inject_adapter_in_model(self.config, self.denoiser)
         self.layers = [m for m in denoiser.modules() if isinstance(m, LoraLayer)]
         if len(self.layers) != len(layers):
             raise AssertionError(f"peft attached to {len(self.layers)} layers, {len(layers)} were asked for")
@@ -64,11 +71,13 @@ class Lora:
     @contextmanager
     def disabled(self) -> Iterator[None]:
         """See `Adapter.disabled`."""
-        self.denoiser.disable_adapters()
+        for layer in self.layers:
+            layer.enable_adapters(False)
         try:
             yield
         finally:
-            self.denoiser.enable_adapters()
+            for layer in self.layers:
+                layer.enable_adapters(True)
 
     def state_dict(self) -> dict[str, Tensor]:
         """See `Adapter.state_dict`."""
@@ -82,30 +91,81 @@ class Lora:
 
     def metadata(self) -> dict[str, str]:
         """What diffusers reads from the header: without it a file whose alpha is not its rank loads wrongly."""
-        plain = {k: sorted(v) if isinstance(v, set) else v for k, v in self.config.to_dict().items()}
-        return {
-            "format": "pt",
-            "lora_adapter_metadata": json.dumps({f"{self.part}.{k}": v for k, v in plain.items()}, default=str),
-        }
+        stated = json.dumps({f"{self.part}.{k}": v for k, v in self._plain().items()}, default=str)
+        return {"format": "pt", METADATA: stated}
+
+    def _plain(self) -> dict[str, Any]:
+        return {k: sorted(v) if isinstance(v, set) else v for k, v in self.config.to_dict().items()}
 
     def export(self, folder: Path, source: Source, pipeline: Any) -> Path:
-        """Write `folder/diffusers/pytorch_lora_weights.safetensors` through diffusers, open it again and compare."""
+        """Write `folder/diffusers/pytorch_lora_weights.safetensors`, open it again and compare.
+
+        Through the pipeline's own writer where it has one. For pipelines without LoRA support the same file has the
+        layers' names without a prefix, as the network's own `load_lora_adapter(folder, prefix=None)` reads them; for
+        networks without that either, peft's `adapter_model.safetensors` stands with its `adapter_config.json`.
+        """
         target, partial = folder / "diffusers", folder / ".partial-diffusers"
         shutil.rmtree(partial, ignore_errors=True)
         live = self.state_dict()
         layers = {k.removeprefix(f"{self.part}."): v for k, v in live.items()}
-        config = {k: sorted(v) if isinstance(v, set) else v for k, v in self.config.to_dict().items()}
-        pipeline.save_lora_weights(
-            partial, **{f"{self.part}_lora_layers": layers, f"{self.part}_lora_adapter_metadata": config}
-        )
-        with safe_open(partial / FILE, "pt") as file:
-            same = set(file.keys()) == set(live) and all(file.get_tensor(k).equal(live[k]) for k in live)
-            stated = json.loads((file.metadata() or {}).get("lora_adapter_metadata", "{}"))
-        if not same or stated.get(f"{self.part}.lora_alpha") != self.config.lora_alpha:
-            raise AssertionError(f"{partial / FILE} differs from the trained adapter")
+        kind = layout(pipeline, self.denoiser)
+        if kind == "pipeline":
+            # the second expert of a model is written under the first one's name: a loader is told which it is for
+            name = self.part.removesuffix("_2")
+            settings = {f"{name}_lora_layers": layers, f"{name}_lora_adapter_metadata": self._plain()}
+            pipeline.save_lora_weights(partial, **settings)
+            wanted, file, stated = {f"{name}.{k}": v for k, v in layers.items()}, FILE, f"{name}.lora_alpha"
+        else:
+            partial.mkdir(parents=True)
+            if kind == "network":
+                wanted, file, stated = layers, FILE, "lora_alpha"
+            else:
+                wanted, file, stated = {f"base_model.model.{k}": v for k, v in layers.items()}, PEFT_FILE, "lora_alpha"
+                text = json.dumps({**self._plain(), "base_model_name_or_path": None}, indent=2, default=str)
+                (partial / "adapter_config.json").write_text(text + "\n", encoding="utf-8")
+            header = {"format": "pt", METADATA: json.dumps(self._plain(), default=str)}
+            save_file(wanted, partial / file, header)
+        with safe_open(partial / file, "pt") as written:
+            same = set(written.keys()) == set(wanted) and all(written.get_tensor(k).equal(v) for k, v in wanted.items())
+            said = json.loads((written.metadata() or {}).get(METADATA, "{}"))
+        if not same or said.get(stated) != self.config.lora_alpha:
+            raise AssertionError(f"{partial / file} differs from the trained adapter")
         shutil.rmtree(target, ignore_errors=True)
         partial.rename(target)
-        return target / FILE
+        return target / file
+
+
+def layout(pipeline: Any, denoiser: nn.Module) -> Literal["pipeline", "network", "peft"]:
+    """Who reads an adapter file of this model: the pipeline, the network itself, or only peft."""
+    if hasattr(pipeline, "save_lora_weights"):
+        return "pipeline"
+    return "network" if hasattr(denoiser, "load_lora_adapter") else "peft"
+
+
+def attach(family: Family, parts: Parts, path: Path, strength: float) -> None:
+    """Load an exported file or a checkpoint's adapter into the denoiser as any other program does, at a strength."""
+    pipe, network = family.pipe(parts), parts.network
+    kind = layout(pipe, network)
+    if kind == "pipeline":
+        pipe.load_lora_weights(
+            str(path.parent), weight_name=path.name, adapter_name="contender", **family.lora_arguments
+        )
+    elif kind == "network":
+        network.load_lora_adapter(  # pyrefly: ignore[not-callable]
+            str(path.parent), prefix=None, weight_name=path.name, adapter_name="contender", use_safetensors=True
+        )
+    else:
+        with safe_open(path, "pt") as file:
+            config = json.loads((file.metadata() or {}).get(METADATA, "{}"))
+            state = {k.removeprefix("base_model.model."): file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
+        known = {f.name for f in dataclasses.fields(peft.LoraConfig)}
+        peft.inject_adapter_in_model(peft.LoraConfig(**{k: v for k, v in config.items() if k in known}), network)
+        peft.set_peft_model_state_dict(network, state)
+    layers = [m for m in network.modules() if isinstance(m, LoraLayer)]
+    if not layers:
+        raise ValueError("none of its layers is one of this network's")
+    for layer in layers:
+        layer.scaling = {k: v * strength for k, v in layer.scaling.items()}
 
 
 def layers_for(targets: str | list[str], family: Family, denoiser: nn.Module) -> list[str]:

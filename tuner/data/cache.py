@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ..errors import UserError
 from ..family import Family
-from ..types import Parts
+from ..types import Media, Parts, Prompt
 from .buckets import Planned
 from .tensor import mask, pixels
 
@@ -151,7 +151,7 @@ def fill_media(
     done = 0
     for group, stack in _decoded(list(_batches(todo, batch))):
         with torch.no_grad():
-            latents = encoder.family.encode_media(encoder.parts, stack.to(encoder.device)).float().cpu()
+            latents = encoder.family.encode_media(encoder.parts, Media(stack.to(encoder.device))).float().cpu()
         for (key, plan), one in zip(group, latents, strict=True):
             entry = {"latents": one}
             if plan.item.mask:
@@ -173,7 +173,7 @@ def fill_text(
     for start in range(0, len(todo), batch):
         group = todo[start : start + batch]
         with torch.no_grad():
-            conds = encoder.family.encode_text(encoder.parts, [c for c, _ in group])
+            conds = encoder.family.encode_text(encoder.parts, [Prompt(c) for c, _ in group])
         for (_, key), cond in zip(group, conds, strict=True):
             cache.put(key, cond)
         if progress:

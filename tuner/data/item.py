@@ -14,7 +14,7 @@ Kind = Literal["image", "video", "audio"]
 class Entry:
     """One picture, video or sound as its source lists it; nothing of it has been opened.
 
-    ref: where its bytes are, for `stores.read`. name: unique in its data set, with `/` between folders; what people see.
+    ref: where its bytes are, for `stores.read`. name: unique in its data set, `/` between folders; what people see.
     version: a short text that changes when the bytes do (size and times, an etag), "" if the store cannot say.
     captions: texts that came with it (columns of a table). caption_ref: the text file beside it, or "".
     mask, control, lyrics_ref: refs of what belongs to it, or "". references: refs of pictures to edit from.

@@ -26,10 +26,12 @@ def get(name: str) -> type[Family]:
     return FAMILIES[name]
 
 
-def build(name: str, options: dict[str, Any]) -> Family:
-    """A family with its options checked; loads only its module. Raises `UserError` with the key of the mistake."""
+def build(name: str, options: dict[str, Any], task: str = "generate") -> Family:
+    """A family for a task, options checked; loads only its module. Raises `UserError` with the key of the mistake."""
     cls = get(name)
+    if task not in cls.pipelines:
+        raise UserError(f"task is {task!r}, but {name} trains {', '.join(cls.pipelines)}; change `task`.")
     try:
-        return cls(cls.Options.model_validate(options))
+        return cls(cls.Options.model_validate(options), task)
     except ValidationError as error:
         raise UserError("\n".join(explain(error, name, "options.", cls.Options))) from None

@@ -16,7 +16,7 @@ from ..family import Family, Geometry, Options, Request, register
 from ..objective import Flow, Objective
 from ..recipe import LogitNormal, setting
 from ..source import Source
-from ..types import Cond, Parts
+from ..types import Cond, Parts, Prompt
 from ._latents import halvings
 
 ATTENTION = r".*\.attn\.(to_q|to_k|to_v|to_out\.0|add_q_proj|add_k_proj|add_v_proj|to_add_out)"
@@ -41,7 +41,7 @@ class Flux1(Family):
 
     name = "flux1"
     title = "FLUX.1"
-    pipeline = "FluxPipeline"
+    pipelines = {"generate": "FluxPipeline"}
     accepts = ("FluxPipeline",)
     text_parts = ("tokenizer", "text_encoder", "tokenizer_2", "text_encoder_2")
     sources = {
@@ -63,6 +63,7 @@ class Flux1(Family):
     }
     licence = "FLUX.1 [dev] Non-Commercial; [schnell] Apache-2.0"
     size = "11.9B"
+    encoders = "CLIP-L, T5-XXL"
     Options = Flux1Options
 
     def objective(self, source: Source, snr_gamma: float | None) -> Objective:
@@ -80,10 +81,12 @@ class Flux1(Family):
         """See `Family.token_counts`; CLIP's limit is left out, since only its pooled summary is used."""
         return [("tokenizer_2", len(tokenizers["tokenizer_2"](caption).input_ids), self.options.max_tokens)]
 
-    def encode_text(self, parts: Parts, captions: Sequence[str]) -> list[Cond]:
+    def encode_text(self, parts: Parts, prompts: Sequence[Prompt]) -> list[Cond]:
         """embeds: [max_tokens, D] of T5, pooled: [P] of CLIP per caption."""
         embeds, pooled, _ = self.pipe(parts).encode_prompt(
-            list(captions), device=parts["text_encoder_2"].device, max_sequence_length=self.options.max_tokens
+            [p.text for p in prompts],
+            device=parts["text_encoder_2"].device,
+            max_sequence_length=self.options.max_tokens,
         )
         return [{"embeds": e, "pooled": p} for e, p in zip(embeds, pooled, strict=True)]
 
@@ -91,7 +94,7 @@ class Flux1(Family):
         """See `Family.encode_settings`."""
         return {"max_tokens": self.options.max_tokens}
 
-    def shift(self, latents: Tensor, scheduler: dict[str, Any]) -> float:
+    def shift(self, latents: Tensor, cond: Cond, scheduler: dict[str, Any]) -> float:
         """exp(mu), mu linear in the number of tokens as in the pipeline.
 
         Unlike there, mu stops at max_shift: the line was drawn for up to max_image_seq_len tokens, and beyond, exp(mu)

@@ -12,7 +12,7 @@ from ..family import Family, Geometry, Request, register
 from ..objective import Objective
 from ..recipe import Uniform
 from ..source import Source
-from ..types import Cond, Parts
+from ..types import Cond, Parts, Prompt
 from . import _ddpm
 
 
@@ -22,7 +22,7 @@ class StableDiffusion1(Family):
 
     name = "sd1"
     title = "Stable Diffusion 1.x"
-    pipeline = "StableDiffusionPipeline"
+    pipelines = {"generate": "StableDiffusionPipeline"}
     accepts = ("StableDiffusionPipeline",)
     denoiser = "unet"
     text_parts = ("tokenizer", "text_encoder")
@@ -37,6 +37,8 @@ class StableDiffusion1(Family):
     targets = _ddpm.TARGETS
     licence = "CreativeML OpenRAIL-M"
     size = "0.86B"
+    predicts = "epsilon, velocity"
+    encoders = "CLIP-L"
 
     def accept(self, source: Source) -> None:
         """See `Family.accept`; also refuses distilled models."""
@@ -61,9 +63,9 @@ class StableDiffusion1(Family):
         """See `Family.token_counts`."""
         return _ddpm.clip_tokens(tokenizers, caption)
 
-    def encode_text(self, parts: Parts, captions: Sequence[str]) -> list[Cond]:
+    def encode_text(self, parts: Parts, prompts: Sequence[Prompt]) -> list[Cond]:
         """embeds: [77, D] per caption."""
-        embeds, _ = self.pipe(parts).encode_prompt(list(captions), parts["text_encoder"].device, 1, False)
+        embeds, _ = self.pipe(parts).encode_prompt([p.text for p in prompts], parts["text_encoder"].device, 1, False)
         return [{"embeds": e} for e in embeds]
 
     def predict(self, denoiser: nn.Module, x: Tensor, t: Tensor, cond: Cond) -> Tensor:

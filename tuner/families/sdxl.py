@@ -13,7 +13,7 @@ from ..family import Family, Framing, Geometry, Request, register
 from ..objective import Objective
 from ..recipe import Uniform
 from ..source import Source
-from ..types import Cond, Parts
+from ..types import Cond, Parts, Prompt
 from . import _ddpm
 
 ZEROS = "force_zeros_for_empty_prompt"
@@ -25,7 +25,7 @@ class StableDiffusionXL(Family):
 
     name = "sdxl"
     title = "Stable Diffusion XL"
-    pipeline = "StableDiffusionXLPipeline"
+    pipelines = {"generate": "StableDiffusionXLPipeline"}
     accepts = ("StableDiffusionXLPipeline",)
     denoiser = "unet"
     text_parts = ("tokenizer", "text_encoder", "tokenizer_2", "text_encoder_2")
@@ -36,6 +36,8 @@ class StableDiffusionXL(Family):
     targets = _ddpm.TARGETS
     licence = "CreativeML Open RAIL++-M"
     size = "2.57B"
+    predicts = "epsilon, velocity"
+    encoders = "CLIP-L, CLIP-G"
 
     def accept(self, source: Source) -> None:
         """See `Family.accept`; also refuses distilled models and latents normalised per channel (Playground 2.5)."""
@@ -59,7 +61,7 @@ class StableDiffusionXL(Family):
         """See `Family.token_counts`."""
         return _ddpm.clip_tokens(tokenizers, caption)
 
-    def encode_text(self, parts: Parts, captions: Sequence[str]) -> list[Cond]:
+    def encode_text(self, parts: Parts, prompts: Sequence[Prompt]) -> list[Cond]:
         """embeds: [77, D1 + D2], pooled: [P] per caption.
 
         The empty caption becomes what the pipeline uses for "no prompt": zeros if the model index forces them. So
@@ -67,10 +69,10 @@ class StableDiffusionXL(Family):
         """
         device = parts["text_encoder_2"].device
         embeds, _, pooled, _ = self.pipe(parts).encode_prompt(
-            list(captions), device=device, do_classifier_free_guidance=False
+            [p.text for p in prompts], device=device, do_classifier_free_guidance=False
         )
         conds = [{"embeds": e, "pooled": p} for e, p in zip(embeds, pooled, strict=True)]
-        empty = [parts.components.get(ZEROS, True) and not caption for caption in captions]
+        empty = [parts.components.get(ZEROS, True) and not p.text for p in prompts]
         return [
             {k: torch.zeros_like(v) for k, v in c.items()} if no_text else c
             for c, no_text in zip(conds, empty, strict=True)
