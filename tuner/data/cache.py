@@ -1,211 +1,332 @@
-"""Latents and text embeddings on disk, found by what they were made from; safe to delete at any time."""
+"""Latents and text embeddings on disk, found by what they were made from; safe to delete at any time.
+
+Entries lie in shards: safetensors files of many entries, written under another name, flushed and renamed, and
+memory-mapped when read. Beside each shard lies a list of its keys, which can be made again from the shard. A key is a
+sha256 in hexadecimal; what it is made of is `keys`' business.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import json
 import os
-import threading
-from collections import defaultdict, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+import time
+import uuid
+import zlib
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Lock
+from typing import Any
 
+import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load, save
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from ..errors import UserError
-from ..family import Family
-from ..types import Media, Parts, Prompt
-from .buckets import Planned
-from .tensor import mask, pixels
 
-FORMAT = 1
-"""Raise it whenever decoding, scaling or what an entry holds changes."""
-
-Progress = Callable[[int, int], None]
-"""Called with (entries made, entries to make)."""
+Entry = dict[str, Tensor]
+OPEN = 64
+"""Most shards that are kept mapped at a time."""
+SHARD_BYTES, SHARD_ENTRIES, SHARD_SECONDS = 128 << 20, 4096, 60.0
+"""A shard is written when it has one of these: at most a minute's work is lost to a kill."""
+MAGIC = b"tunerkeys2\0\0\0\0\0\0"
 
 
 class Cache:
-    """A folder of safetensors files, one per key, each written under another name and then renamed into place."""
+    """A folder of shards, open to several processes at once. Reading is safe from threads."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self.folder = root / "entries"
+        self._lock = Lock()
+        self._shards: list[Path] = []
+        self._seen: set[str] = set()
+        self._high = np.empty(0, np.uint64)
+        self._low = np.empty(0, np.uint64)
+        self._shard = np.empty(0, np.int32)
+        self._open: OrderedDict[int, Any] = OrderedDict()
 
-    def path(self, key: str) -> Path:
-        """Where the entry is or would be."""
-        return self.root / key[:2] / f"{key}.safetensors"
+    def __getstate__(self) -> dict[str, Any]:
+        return {"root": self.root}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["root"])
+
+    # -- reading ---------------------------------------------------------------------------------------------------
+
+    def refresh(self) -> None:
+        """Learn of shards that were written since the last look; those that are cut off are deleted."""
+        with self._lock:
+            self._refresh()
+
+    def _refresh(self) -> None:
+        fresh = sorted(p for p in self.folder.glob("*.safetensors") if p.name not in self._seen)
+        columns = [(self._high, self._low, self._shard)]
+        for path in fresh:
+            self._seen.add(path.name)
+            keys = _keys_of(path)
+            if keys is None:
+                continue
+            words = keys[:, :16].copy().view(">u8").astype(np.uint64)
+            columns.append((words[:, 0], words[:, 1], np.full(len(words), len(self._shards), np.int32)))
+            self._shards.append(path)
+        if len(columns) > 1:
+            high, low, shard = (np.concatenate(c) for c in zip(*columns, strict=True))
+            order = np.argsort(high, kind="stable")
+            self._high, self._low, self._shard = high[order], low[order], shard[order]
+
+    def _find(self, key: str) -> int | None:
+        """The shard that holds a key."""
+        high, low = int(key[:16], 16), int(key[16:32], 16)
+        place = int(np.searchsorted(self._high, np.uint64(high)))
+        while place < len(self._high) and int(self._high[place]) == high:
+            if int(self._low[place]) == low:
+                return int(self._shard[place])
+            place += 1
+        return None
 
     def has(self, key: str) -> bool:
-        """Whether the entry is there and whole; one cut off (by a power failure, say) is deleted."""
-        path = self.path(key)
-        try:
-            with path.open("rb") as file:
-                header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-                start = file.tell()
-            ends = [v["data_offsets"][1] for k, v in header.items() if k != "__metadata__"]
-            if path.stat().st_size == start + max(ends):
-                return True
-        except FileNotFoundError:
-            return False
-        except (OSError, ValueError, TypeError, KeyError, AttributeError, MemoryError, OverflowError):
-            pass
-        path.unlink(missing_ok=True)
-        return False
-
-    def get(self, key: str) -> dict[str, Tensor]:
-        """The tensors of an entry, on the CPU. Raises `UserError` when it is gone or damaged."""
-        path = self.path(key)
-        try:
-            return load(path.read_bytes())
-        except (OSError, SafetensorError, ValueError):
-            path.unlink(missing_ok=True)
-            raise UserError(
-                f"The cache entry {path} is missing or damaged; start or resume the run again, and it is made anew."
-            ) from None
-
-    def put(self, key: str, tensors: dict[str, Tensor]) -> None:
-        """Store tensors (from any device). Raises `UserError` when the disk is full or may not be written to."""
-        data = save({k: v.detach().cpu().clone(memory_format=torch.contiguous_format) for k, v in tensors.items()})
-        path = self.path(key)
-        partial = path.with_name(f".{key}.{os.getpid()}.{threading.get_ident()}.tmp")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            partial.write_bytes(data)
-            os.replace(partial, path)
-        except OSError as error:
-            with contextlib.suppress(OSError):
-                partial.unlink(missing_ok=True)
-            raise UserError(_cannot_write(self.root, error)) from error
+        """Whether the entry is there and whole."""
+        return not self.missing([key])
 
     def missing(self, keys: Iterable[str]) -> list[str]:
         """Those keys that have no whole entry, each once, in order."""
-        return [k for k in dict.fromkeys(keys) if not self.has(k)]
+        self.refresh()
+        unique = list(dict.fromkeys(keys))
+        if not unique:
+            return []
+        raw = np.frombuffer(bytes.fromhex("".join(k[:32] for k in unique)), ">u8").reshape(-1, 2).astype(np.uint64)
+        place = np.searchsorted(self._high, raw[:, 0])
+        inside = np.minimum(place, max(len(self._high) - 1, 0))
+        there = np.zeros(len(unique), bool)
+        if len(self._high):
+            there = (self._high[inside] == raw[:, 0]) & (self._low[inside] == raw[:, 1]) & (place < len(self._high))
+        # two keys that share eight bytes are next to each other: looked at one by one
+        return [k for k, found in zip(unique, there, strict=True) if not found and self._find(k) is None]
+
+    def get(self, key: str) -> Entry:
+        """The tensors of an entry, on the CPU, memory-mapped: they must not be changed. Raises `UserError` when gone."""
+        with self._lock:
+            shard = self._find(key)
+            if shard is None:
+                self._refresh()
+                shard = self._find(key)
+            if shard is not None:
+                with contextlib.suppress(OSError, SafetensorError):
+                    opened, names = self._opened(shard)
+                    return {name: opened.get_tensor(f"{key}/{name}") for name in names[key]}
+        raise UserError(
+            f"The cache entry {key[:12]} in {self.folder} is missing or damaged; start or resume the run again, and it "
+            "is made anew."
+        )
+
+    def _opened(self, shard: int) -> tuple[Any, dict[str, list[str]]]:
+        if shard in self._open:
+            self._open.move_to_end(shard)
+            return self._open[shard]
+        opened = safe_open(self._shards[shard], "pt")
+        names: dict[str, list[str]] = {}
+        for full in opened.keys():  # noqa: SIM118  (no dict)
+            key, _, name = full.partition("/")
+            names.setdefault(key, []).append(name)
+        self._open[shard] = (opened, names)
+        while len(self._open) > OPEN:
+            self._open.popitem(last=False)
+        return self._open[shard]
+
+    # -- writing ---------------------------------------------------------------------------------------------------
+
+    def put(self, key: str, tensors: Entry) -> None:
+        """Store one entry in a shard of its own. Raises `UserError` when the disk is full or may not be written to."""
+        writer = Writer(self)
+        writer.put(key, tensors)
+        writer.flush()
+
+    def write(self, entries: dict[str, Entry]) -> Path:
+        """Write entries as one shard, which appears whole or not at all."""
+        flat = {f"{k}/{n}": _plain(t) for k, e in entries.items() for n, t in e.items()}
+        sums = {k: f"{_sum([flat[f'{k}/{n}'] for n in sorted(e)]):08x}" for k, e in entries.items()}
+        path = self.folder / f"{uuid.uuid4().hex}.safetensors"
+        partial = path.with_suffix(f".{os.getpid()}.tmp")
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            save_file(flat, partial, {"keys": json.dumps(sums)})
+            with partial.open("rb+") as file:
+                os.fsync(file.fileno())
+            os.replace(partial, path)
+            _write_keys(path, list(entries))
+        except (OSError, SafetensorError) as error:
+            with contextlib.suppress(OSError):
+                partial.unlink(missing_ok=True)
+            raise UserError(_cannot_write(self.root, error)) from error
+        return path
+
+    # -- care ------------------------------------------------------------------------------------------------------
+
+    def size(self) -> dict[str, int]:
+        """{"entries", "shards", "bytes"} on disk."""
+        self.refresh()
+        files = list(self.folder.glob("*.safetensors"))
+        return {"entries": len(self._high), "shards": len(files), "bytes": sum(f.stat().st_size for f in files)}
+
+    def verify(self, progress: Callable[[int, int], None] | None = None) -> dict[str, Any]:
+        """Read every entry and compare it with its checksum; damaged shards are deleted and made anew when needed.
+
+        Returns {"entries": good ones, "damaged": names of shards}.
+        """
+        good, damaged, files = 0, [], sorted(self.folder.glob("*.safetensors"))
+        for done, path in enumerate(files, 1):
+            count = _verified(path)
+            if count is None:
+                damaged.append(path.name)
+                _remove(path)
+            else:
+                good += count
+            if progress:
+                progress(done, len(files))
+        self.__init__(self.root)
+        return {"entries": good, "damaged": damaged}
+
+    def prune(self, keep: set[str] | None = None, older: float = 0.0) -> dict[str, int]:
+        """Delete what interrupted writes left, and the entries that are not wanted any more.
+
+        keep: keys that stay whatever their age; None keeps all. older: only shards not used for so many days are
+        looked at. A shard of which some entries stay is written again without the others. Returns
+        {"entries": deleted ones, "bytes": freed}.
+        """
+        now, deleted, before = time.time(), 0, self.size()["bytes"]
+        for partial in self.folder.glob("*.tmp"):
+            if now - partial.stat().st_mtime > 3600:
+                partial.unlink(missing_ok=True)
+        for path in sorted(self.folder.glob("*.safetensors")) if keep is not None else []:
+            if now - path.stat().st_mtime < older * 86400:
+                continue
+            with safe_open(path, "pt") as file:
+                held = {full.partition("/")[0] for full in file.keys()}  # noqa: SIM118
+                stay = held & keep
+                if stay == held:
+                    continue
+                kept: dict[str, Entry] = {k: {} for k in sorted(stay)}
+                for full in file.keys():  # noqa: SIM118
+                    key, _, name = full.partition("/")
+                    if key in stay:
+                        kept[key][name] = file.get_tensor(full)
+                if kept:
+                    self.write(kept)
+            deleted += len(held) - len(stay)
+            _remove(path)
+        self.__init__(self.root)
+        return {"entries": deleted, "bytes": max(0, before - self.size()["bytes"])}
+
+    def used(self, keys: Sequence[str]) -> None:
+        """Note that these entries were used today, for `prune`."""
+        for shard in {s for k in keys if (s := self._find(k)) is not None}:
+            with contextlib.suppress(OSError):
+                os.utime(self._shards[shard])
 
 
-def _cannot_write(root: Path, error: OSError) -> str:
+@dataclass
+class Writer:
+    """Gathers entries into shards. Call `flush` at the end, also after an error: what is encoded is kept."""
+
+    cache: Cache
+    written: int = 0
+    _entries: dict[str, Entry] = field(default_factory=dict)
+    _bytes: int = 0
+    _began: float = field(default_factory=time.monotonic)
+
+    def put(self, key: str, tensors: Entry) -> None:
+        """Add an entry (from any device); now and then a shard is written."""
+        entry = {name: _plain(t) for name, t in tensors.items()}
+        self._entries[key] = entry
+        size = sum(t.nbytes for t in entry.values())
+        self._bytes += size
+        self.written += size
+        full = self._bytes >= SHARD_BYTES or len(self._entries) >= SHARD_ENTRIES
+        if full or time.monotonic() - self._began > SHARD_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what is gathered."""
+        entries, self._entries, self._bytes, self._began = self._entries, {}, 0, time.monotonic()
+        if entries:
+            self.cache.write(entries)
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    """A copy on the CPU that shares no memory: safetensors refuses views of one storage."""
+    tensor = tensor.detach().cpu()
+    whole = tensor.untyped_storage().nbytes() == tensor.nbytes
+    return tensor if whole and tensor.is_contiguous() else tensor.clone(memory_format=torch.contiguous_format)
+
+
+def _sum(tensors: Sequence[Tensor]) -> int:
+    total = 0
+    for tensor in tensors:
+        flat = tensor.contiguous().reshape(-1)
+        total = zlib.crc32(flat.view(torch.uint8).numpy().data if flat.numel() else b"", total)
+    return total
+
+
+def _keys_of(path: Path) -> np.ndarray | None:
+    """The keys of a shard: uint8 [N, 32]; from its list, or from itself. None, and it is gone, when it is cut off."""
+    with contextlib.suppress(OSError, ValueError):
+        data = path.with_suffix(".keys").read_bytes()
+        size = int.from_bytes(data[16:24], "little")
+        if data[:16] == MAGIC and len(data) % 32 == 24 and path.stat().st_size == size:
+            return np.frombuffer(data, np.uint8, offset=24).reshape(-1, 32)
+    try:
+        with safe_open(path, "pt") as file:
+            keys = list(dict.fromkeys(full.partition("/")[0] for full in file.keys()))  # noqa: SIM118
+        _write_keys(path, keys)
+        return np.frombuffer(bytes.fromhex("".join(keys)), np.uint8).reshape(-1, 32)
+    except FileNotFoundError:  # another process is pruning
+        return None
+    except (OSError, SafetensorError, ValueError):
+        _remove(path)
+        return None
+
+
+def _write_keys(path: Path, keys: Sequence[str]) -> None:
+    """The list beside a shard: a mark, the shard's size, the keys. It may be lost at any time."""
+    size = path.stat().st_size.to_bytes(8, "little")
+    partial = path.with_suffix(f".keys.{os.getpid()}.tmp")
+    partial.write_bytes(MAGIC + size + bytes.fromhex("".join(keys)))
+    os.replace(partial, path.with_suffix(".keys"))
+
+
+def _verified(path: Path) -> int | None:
+    """Number of entries of a shard, None when one differs from its checksum."""
+    try:
+        with safe_open(path, "pt") as file:
+            sums = json.loads((file.metadata() or {})["keys"])
+            names: dict[str, list[str]] = {key: [] for key in sums}
+            for full in file.keys():  # noqa: SIM118
+                names[full.partition("/")[0]].append(full)
+            good = all(f"{_sum([file.get_tensor(n) for n in sorted(names[k])]):08x}" == s for k, s in sums.items())
+        return len(sums) if good else None
+    except (OSError, SafetensorError, KeyError, ValueError):
+        return None
+
+
+def _remove(path: Path) -> None:
+    for name in (path, path.with_suffix(".keys")):
+        with contextlib.suppress(OSError):
+            name.unlink(missing_ok=True)
+
+
+def _cannot_write(root: Path, error: Exception) -> str:
     elsewhere = "set the environment variable TUNER_HOME to a folder on another disk"
-    if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+    full = getattr(error, "errno", None) in {errno.ENOSPC, errno.EDQUOT} or "No space left" in str(error)
+    if full or "os error 28" in str(error):
         return (
             f"There is no space left for the cache {root}; free some (the cache itself may be deleted when no run is "
             f"active), or {elsewhere}, and start again: what is cached stays."
         )
-    return (
-        f"The cache {root} cannot be written ({error.strerror}); give yourself the right to write it, or {elsewhere}."
-    )
-
-
-@dataclass(frozen=True)
-class Encoder:
-    """What makes cache entries: a family with its loaded encoders, and a fingerprint of their weights and precision."""
-
-    family: Family
-    parts: Parts
-    fingerprint: str
-    device: torch.device | str = "cpu"
-
-
-def media_key(planned: Planned, family: Family, fingerprint: str) -> str:
-    """The key of a picture's latents (and mask): its bytes, how it is cut, and what encodes it; never its name."""
-    item = planned.item
-    return _key("media", item.digest, item.mask_digest, asdict(planned.framing), family.name, fingerprint)
-
-
-def text_key(caption: str, family: Family, fingerprint: str) -> str:
-    """The key of a caption's embeddings: its text and what encodes it."""
-    return _key("text", caption, family.encode_settings(), family.name, fingerprint)
-
-
-def media_keys(planned: Sequence[Planned], family: Family, fingerprint: str) -> list[str]:
-    """One key per plan, in order."""
-    return [media_key(p, family, fingerprint) for p in planned]
-
-
-def text_keys(captions: Iterable[str], family: Family, fingerprint: str) -> dict[str, str]:
-    """Caption → key."""
-    return {c: text_key(c, family, fingerprint) for c in captions}
-
-
-def _key(*parts: object) -> str:
-    return hashlib.sha256(json.dumps([FORMAT, *parts], sort_keys=True, default=repr).encode()).hexdigest()
-
-
-def fill_media(
-    cache: Cache, planned: Sequence[Planned], encoder: Encoder, progress: Progress | None = None, batch: int = 4
-) -> list[str]:
-    """Encode what is missing, in batches of one size, and return the key of every plan, in order.
-
-    An entry holds "latents" [C, h, w] float32 and, for pictures with a mask, "mask" [1, h, w] float32 in 0..1.
-    Pictures are decoded in threads while the batch before is encoded. How pictures fall into batches changes latents
-    only by rounding (about 1e-6 relative in fp32).
-    """
-    keys = media_keys(planned, encoder.family, encoder.fingerprint)
-    wanted = set(cache.missing(keys))
-    todo = {k: p for k, p in zip(keys, planned, strict=True) if k in wanted}
-    done = 0
-    for group, stack in _decoded(list(_batches(todo, batch))):
-        with torch.no_grad():
-            latents = encoder.family.encode_media(encoder.parts, Media(stack.to(encoder.device))).float().cpu()
-        for (key, plan), one in zip(group, latents, strict=True):
-            entry = {"latents": one}
-            if plan.item.mask:
-                entry["mask"] = mask(plan, (one.shape[-1], one.shape[-2]))
-            cache.put(key, entry)
-        done += len(group)
-        if progress:
-            progress(done, len(todo))
-    return keys
-
-
-def fill_text(
-    cache: Cache, captions: Iterable[str], encoder: Encoder, progress: Progress | None = None, batch: int = 16
-) -> dict[str, str]:
-    """Encode each missing caption once and return caption → key. An entry is the family's dict of unbatched tensors."""
-    keys = text_keys(captions, encoder.family, encoder.fingerprint)
-    wanted = set(cache.missing(keys.values()))
-    todo = [(c, k) for c, k in keys.items() if k in wanted]
-    for start in range(0, len(todo), batch):
-        group = todo[start : start + batch]
-        with torch.no_grad():
-            conds = encoder.family.encode_text(encoder.parts, [Prompt(c) for c, _ in group])
-        for (_, key), cond in zip(group, conds, strict=True):
-            cache.put(key, cond)
-        if progress:
-            progress(start + len(group), len(todo))
-    return keys
-
-
-Group = list[tuple[str, Planned]]
-
-
-def _batches(todo: dict[str, Planned], batch: int) -> Iterator[Group]:
-    by_size: dict[tuple[int, int], Group] = defaultdict(list)
-    for key, plan in todo.items():
-        by_size[plan.framing.size].append((key, plan))
-    for group in by_size.values():
-        for start in range(0, len(group), batch):
-            yield group[start : start + batch]
-
-
-def _decoded(groups: list[Group], ahead: int = 2) -> Iterator[tuple[Group, Tensor]]:
-    """Each group with its pixels [B, 3, H, W], `ahead` groups being decoded at a time."""
-    waiting: deque[tuple[Group, list[Future[Tensor]]]] = deque()
-    pool = ThreadPoolExecutor(min(4, os.cpu_count() or 1), thread_name_prefix="decode")
-    try:
-        rest = iter(groups)
-        while True:
-            while len(waiting) < ahead and (group := next(rest, None)) is not None:
-                waiting.append((group, [pool.submit(pixels, plan) for _, plan in group]))
-            if not waiting:
-                return
-            group, futures = waiting.popleft()
-            stack = torch.stack([f.result() for f in futures])
-            yield group, stack
-    finally:
-        pool.shutdown(cancel_futures=True)
+    reason = getattr(error, "strerror", None) or error
+    return f"The cache {root} cannot be written ({reason}); give yourself the right to write it, or {elsewhere}."

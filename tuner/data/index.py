@@ -1,58 +1,168 @@
-"""Scan data sets once: content, size and caption of every picture, and all that is wrong with them. Knows no torch."""
+"""Scan data sets once: content, size and captions of every item, and all that is wrong with them. Knows no torch.
+
+The index is columnar (Arrow, Parquet on disk), so that millions of rows are planned without an object for each.
+"""
 
 from __future__ import annotations
 
 import os
-import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+from pyarrow import parquet
 
 from ..errors import Problem
 from ..recipe import DataSet
-from . import media
-from .looks import Looks
-from .sources import Found, listing
+from . import captions, media, stores
+from .item import Companion, Entry, Item, Kind
+from .looks import Looks, Wanted
+from .media import Look
+from .sources import listing
 
 if TYPE_CHECKING:
     from ..family import Family
 
-PLACEHOLDER = "[trigger]"
 SHOWN = 3
 """Notes of one kind up to this number name every file; more are counted."""
+KINDS: tuple[Kind, ...] = ("image", "video", "audio")
+NOUNS = {"image": ("picture", "pictures"), "video": ("video", "videos"), "audio": ("sound", "sounds")}
 
-
-@dataclass(frozen=True)
-class Item:
-    """One usable picture of a data set.
-
-    digest and mask_digest: sha256 of the files' bytes. width, height: pixels, upright. caption: final text, trigger in.
-    caption_from: the file or setting that the caption came from. on_problem, repeats, role: as in its data set.
-    """
-
-    dataset: int
-    path: Path
-    digest: str
-    width: int
-    height: int
-    caption: str
-    caption_from: str
-    mask: Path | None = None
-    mask_digest: str | None = None
-    repeats: int = 1
-    role: Literal["train", "validation"] = "train"
-    on_problem: Literal["stop", "skip"] = "stop"
+COMPANION = pa.struct([("ref", pa.string()), ("digest", pa.binary(32)), ("width", pa.int32()), ("height", pa.int32())])
+SCHEMA = pa.schema(
+    [
+        ("dataset", pa.int16()),
+        ("kind", pa.int8()),
+        ("ref", pa.string()),
+        ("name", pa.string()),
+        ("digest", pa.binary(32)),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("frames", pa.int32()),
+        ("fps", pa.float32()),
+        ("seconds", pa.float64()),
+        ("rate", pa.int32()),
+        ("captions", pa.list_(pa.string())),
+        ("caption_from", pa.string()),
+        ("lyrics", pa.string()),
+        ("mask", COMPANION),
+        ("control", COMPANION),
+        ("references", pa.list_(COMPANION)),
+        ("crop", pa.list_(pa.int32(), 4)),
+    ]
+)
 
 
 @dataclass
 class Index:
-    """What the data sets hold. Use `stop_on_errors(index.problems)` before training."""
+    """What the data sets hold, a row an item. Use `stop_on_errors(index.problems)` before training."""
 
-    items: list[Item] = field(default_factory=list)
+    table: pa.Table = field(default_factory=SCHEMA.empty_table)
     problems: list[Problem] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._columns: dict[str, Any] = {}
+
+    def __len__(self) -> int:
+        return self.table.num_rows
+
+    def numbers(self, name: str) -> np.ndarray:
+        """A column of numbers as an array [rows]."""
+        if name not in self._columns:
+            self._columns[name] = self.table.column(name).to_numpy()
+        return self._columns[name]
+
+    def digests(self) -> np.ndarray:
+        """The contents' sha256: uint8 [rows, 32]."""
+        flat = self.table.column("digest").combine_chunks()
+        data = np.frombuffer(flat.buffers()[1], np.uint8) if len(flat) else np.empty(0, np.uint8)
+        return data[flat.offset * 32 : (flat.offset + len(flat)) * 32].reshape(-1, 32)
+
+    def item(self, row: int) -> Item:
+        """One row as a value."""
+        got = {name: self.table.column(name)[row].as_py() for name in SCHEMA.names}
+        return Item(
+            **{
+                **got,
+                "kind": KINDS[got["kind"]],
+                "digest": got["digest"].hex(),
+                "captions": tuple(got["captions"]),
+                "mask": _companion(got["mask"]),
+                "control": _companion(got["control"]),
+                "references": tuple(_companion(r) for r in got["references"] or ()),
+                "crop": tuple(got["crop"]) if got["crop"] else None,
+            }
+        )
+
+    @property
+    def items(self) -> Sequence[Item]:
+        """Every row as a value, made when asked for."""
+        return _Items(self)
+
+    def save(self, path: Path) -> None:
+        """Write it as Parquet; the problems are not kept."""
+        parquet.write_table(self.table, path)
+
+    @staticmethod
+    def load(path: Path) -> Index:
+        """Read what `save` wrote, memory-mapped where it can be."""
+        return Index(parquet.read_table(path, schema=SCHEMA, memory_map=True))
+
+    @staticmethod
+    def of(items: Iterable[Item], problems: Iterable[Problem] = ()) -> Index:
+        """An index of given items."""
+        columns: dict[str, list[Any]] = {name: [] for name in SCHEMA.names}
+        for item in items:
+            for name, value in _row(item).items():
+                columns[name].append(value)
+        arrays = [pa.array(columns[f.name], f.type) for f in SCHEMA]
+        return Index(pa.Table.from_arrays(arrays, schema=SCHEMA), list(problems))
+
+
+class _Items(Sequence[Item]):
+    def __init__(self, index: Index) -> None:
+        self._index = index
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+    def __getitem__(self, row: Any) -> Any:
+        if isinstance(row, slice):
+            return [self._index.item(i) for i in range(*row.indices(len(self)))]
+        if not -len(self) <= row < len(self):
+            raise IndexError(row)
+        return self._index.item(row % len(self))
+
+    def __iter__(self) -> Iterator[Item]:
+        return (self._index.item(i) for i in range(len(self)))
+
+
+def _companion(value: dict[str, Any] | None) -> Companion | None:
+    return None if value is None else Companion(**{**value, "digest": value["digest"].hex()})
+
+
+def _row(item: Item) -> dict[str, Any]:
+    def plain(c: Companion | None) -> dict[str, Any] | None:
+        return (
+            None
+            if c is None
+            else {"ref": c.ref, "digest": bytes.fromhex(c.digest), "width": c.width, "height": c.height}
+        )
+
+    row = {name: getattr(item, name) for name in SCHEMA.names}
+    return {
+        **row,
+        "kind": KINDS.index(item.kind),
+        "digest": bytes.fromhex(item.digest),
+        "mask": plain(item.mask),
+        "control": plain(item.control),
+        "references": [plain(r) for r in item.references],
+    }
 
 
 @dataclass
@@ -61,159 +171,205 @@ class _Scan:
 
     number: int
     spec: DataSet
-    smallest: int
+    kinds: frozenset[Kind]
     problems: list[Problem] = field(default_factory=list)
-    found: list[Found] = field(default_factory=list)
-    bare: list[Found] = field(default_factory=list)
-    """Pictures without any caption."""
-    unmasked: list[Found] = field(default_factory=list)
+    entries: list[Entry] = field(default_factory=list)
+    bare: list[Entry] = field(default_factory=list)
+    """Items without any caption."""
+    unpaired: dict[str, list[Entry]] = field(default_factory=lambda: defaultdict(list))
+    """Setting (mask, control, reference) → items that lack one."""
+    bad: int = 0
 
     def key(self, name: str) -> str:
         return f"data.{self.number}.{name}"
 
-    def file_problem(self, path: Path, what: str) -> None:
+    def file_problem(self, ref: str, what: str) -> None:
         """An error about one file, or, where the user said so, a warning that it is left out."""
-        skip = self.key("on_problem")
+        skip, self.bad = self.key("on_problem"), self.bad + 1
         if self.spec.on_problem == "skip":
-            self.problems.append(Problem("warning", str(path), f"{path} {what}. It is left out ({skip} is skip)."))
+            self.problems.append(Problem("warning", ref, f"{ref} {what}. It is left out ({skip} is skip)."))
         else:
-            text = f"{path} {what}, or set {skip}=skip to leave such files out."
-            self.problems.append(Problem("error", str(path), text, {skip: "skip"}))
+            text = f"{ref} {what}, or set {skip}=skip to leave such files out."
+            self.problems.append(Problem("error", ref, text, {skip: "skip"}))
 
 
 def scan(
     datasets: Sequence[DataSet],
-    smallest: int,
+    kinds: frozenset[Kind] = frozenset({"image"}),
     progress: Callable[[int, int], None] | None = None,
     store: Path | None = None,
 ) -> Index:
-    """Read and decode every picture and mask of the data sets once.
+    """Read and decode everything in the data sets once.
 
-    smallest: least width and height in pixels, the family's multiple. progress: called with (pictures read, pictures).
+    kinds: what the family trains; other files are said and left out. progress: called with (files read, files).
     store: a folder (`home.cache_folder()`) to remember in, so that unchanged files are not decoded again.
     Never raises for bad files: they become problems, and are left out of the items.
     """
-    scans = [_Scan(number, spec, smallest) for number, spec in enumerate(datasets)]
-    found: list[tuple[Found, Looks]] = []
+    scans = [_Scan(number, spec, kinds) for number, spec in enumerate(datasets)]
+    wanted: list[tuple[Wanted, Looks]] = []
     for one in scans:
-        one.found, problems = listing(one.number, one.spec)
-        one.problems += problems
-        looks = Looks(store, Path(one.spec.path))
-        found += [(f, looks) for f in one.found]
-    seen = []
+        _list(one)
+        looks = Looks(store, one.spec.path)
+        wanted += [(w, looks) for entry in one.entries for w in _wanted(entry, one.spec)]
+    seen: list[Look] = []
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-        for done, pair in enumerate(pool.map(_look, found), 1):
-            seen.append(pair)
+        for done, look in enumerate(pool.map(lambda pair: pair[1].at(pair[0]), wanted), 1):
+            seen.append(look)
             if progress:
-                progress(done, len(found))
-    for looks in {id(looks): looks for _, looks in found}.values():
+                progress(done, len(wanted))
+    for looks in {id(looks): looks for _, looks in wanted}.values():
         looks.save()
-    index, rest = Index(), iter(seen)
+    items: list[Item] = []
+    problems: list[Problem] = []
+    rest = iter(seen)
     for one in scans:
-        index.items += _items(one, [(f, *next(rest)) for f in one.found])
-        index.problems += one.problems
-    return _without_training(index)
+        items += _items(one, rest)
+        problems += one.problems
+    return Index.of(items, [*problems, *_without_training(items, datasets)])
 
 
-def _look(which: tuple[Found, Looks]) -> tuple[media.Look, media.Look | None]:
-    found, looks = which
-    return looks.at(found.path), looks.at(found.mask, "black") if found.mask else None
+def _list(scan: _Scan) -> None:
+    """List one data set; what the family cannot train is said and left out."""
+    found = listing(scan.number, scan.spec)
+    scan.problems += found.problems
+    scan.entries = [e for e in found.entries if e.kind in scan.kinds]
+    for kind in KINDS:
+        others = [e for e in found.entries if e.kind == kind and kind not in scan.kinds]
+        if not others:
+            continue
+        trains = " and ".join(NOUNS[k][1] for k in KINDS if k in scan.kinds)
+        count = f"1 {NOUNS[kind][0]} is" if len(others) == 1 else f"{len(others)} {NOUNS[kind][1]} are"
+        text = f"{count} left out (first: {others[0].name}): this model trains {trains}."
+        level = "warning" if scan.entries else "error"
+        text += "" if scan.entries else f" Set {scan.key('path')} to a data set of {trains}, or choose another family."
+        scan.problems.append(Problem(level, scan.key("path"), text))
 
 
-def _without_training(index: Index) -> Index:
-    if index.items and all(i.role == "validation" for i in index.items):
-        text = (
-            "data has nothing to train on: data.0.role is validation; set it to train, or add a data set to train on."
-        )
-        index.problems.append(Problem("error", "data.0.role", text, {"data.0.role": "train"}))
-    return index
+def _wanted(entry: Entry, spec: DataSet) -> list[Wanted]:
+    """The files of an entry, itself first, in a fixed order."""
+    files = [Wanted(entry.ref, entry.kind, entry.version, spec.background)]
+    for ref, paper in ((entry.mask, "black"), (entry.control, "black"), *((r, "white") for r in entry.references)):
+        if ref:
+            files.append(Wanted(ref, "image", stores.version(ref), paper))
+    return files
 
 
-def _items(scan: _Scan, looks: list[tuple[Found, media.Look, media.Look | None]]) -> list[Item]:
-    notes: list[tuple[str, tuple[str, str], Path]] = []
+def _without_training(items: list[Item], datasets: Sequence[DataSet]) -> list[Problem]:
+    if not items or any(datasets[i.dataset].role != "validation" for i in items):
+        return []
+    text = "data has nothing to train on: data.0.role is validation; set it to train, or add a data set to train on."
+    return [Problem("error", "data.0.role", text, {"data.0.role": "train"})]
+
+
+def _items(scan: _Scan, looks: Iterator[Look]) -> list[Item]:
+    notes: list[tuple[str, tuple[str, str], str]] = []
     items = []
-    for found, picture, mask in looks:
-        if error := picture.error or _too_small(picture, scan.smallest):
-            scan.file_problem(found.path, error)
+    for entry in scan.entries:
+        files = _wanted(entry, scan.spec)
+        facts = dict(zip((f.ref for f in files), (next(looks) for _ in files), strict=True))
+        item = _item(scan, entry, facts)
+        if item is None:
             continue
-        notes += [(found.name, note, found.path) for note in picture.notes]
-        taken = _caption(scan, found)
-        if taken is None:
-            continue
-        mask_path, fits = _mask(scan, found, picture, mask)
-        if not fits:
-            continue
-        if mask and mask_path:
-            notes += [(f"mask of {found.name}", note, mask_path) for note in mask.notes]
-        items.append(
-            Item(
-                scan.number, found.path, picture.digest, picture.width, picture.height, *taken,
-                mask_path, mask.digest if mask and mask_path else None,
-                scan.spec.repeats, scan.spec.role, scan.spec.on_problem,
-            )
-        )  # fmt: skip
-    scan.problems += _gather(notes) + _bare(scan) + _unmasked(scan) + _copies(items, scan)
-    if looks and not items and not any(p.level == "error" for p in scan.problems):
-        text = f"{scan.key('path')} is {scan.spec.path}, where no picture can be used; see the warnings on its files."
+        notes += [(entry.name, note, entry.ref) for note in facts[entry.ref].notes]
+        if entry.mask:
+            notes += [(f"mask of {entry.name}", note, entry.mask) for note in facts[entry.mask].notes]
+        items.append(item)
+    scan.problems += _gather(notes) + _bare(scan) + _unpaired(scan) + _copies(items, scan)
+    if scan.entries and not items and not any(p.level == "error" for p in scan.problems):
+        what = NOUNS[scan.entries[0].kind][0]
+        text = f"{scan.key('path')} is {scan.spec.path}, where no {what} can be used; see the warnings on its files."
         scan.problems.append(Problem("error", scan.key("path"), text))
     return items
 
 
-def _too_small(look: media.Look, smallest: int) -> str:
-    if min(look.width, look.height) >= smallest:
-        return ""
-    return (
-        f"is {look.width}x{look.height} pixels, but this model needs at least {smallest} on each side; "
-        "use a larger picture, or remove it"
+def _item(scan: _Scan, entry: Entry, facts: dict[str, Look]) -> Item | None:
+    """One usable item, or None after saying why not."""
+    own = facts[entry.ref]
+    if own.error:
+        scan.file_problem(entry.ref, own.error)
+        return None
+    taken = _captions(scan, entry)
+    lyrics = None if taken is None else _lyrics(scan, entry)
+    if taken is None or lyrics is None:
+        return None
+    companions = _companions(scan, entry, facts)
+    if companions is None:
+        return None
+    return Item(
+        dataset=scan.number,
+        ref=entry.ref,
+        name=entry.name,
+        kind=entry.kind,
+        digest=own.digest,
+        width=own.width,
+        height=own.height,
+        captions=taken[0],
+        caption_from=taken[1],
+        frames=own.frames,
+        fps=own.fps,
+        seconds=own.seconds,
+        rate=own.rate,
+        lyrics=lyrics,
+        crop=entry.crop,
+        **companions,
     )
 
 
 # -- captions --------------------------------------------------------------------------------------------------------
 
 
-def _caption(scan: _Scan, found: Found) -> tuple[str, str] | None:
-    """(final caption, where it came from), or None when the picture cannot be used without one."""
-    text, origin = "", ""
-    if found.caption:
-        try:
-            text, origin = found.caption.read_text(encoding="utf-8-sig").strip(), str(found.caption)
-        except UnicodeDecodeError:
-            scan.file_problem(found.caption, "is not text in UTF-8; save it in that encoding")
+def _text(scan: _Scan, ref: str) -> str | None:
+    """A text file's content, or None after saying why not."""
+    try:
+        return captions.read_text(stores.read(ref)).strip()
+    except media.Unusable as reason:
+        scan.file_problem(ref, str(reason))
+    except ValueError:
+        scan.file_problem(ref, "is not text in UTF-8; save it in that encoding")
+    return None
+
+
+def _lyrics(scan: _Scan, entry: Entry) -> str | None:
+    return _text(scan, entry.lyrics_ref) if entry.lyrics_ref else entry.lyrics
+
+
+def _captions(scan: _Scan, entry: Entry) -> tuple[tuple[str, ...], str] | None:
+    """(final captions, where they came from), or None when the item cannot be used without one."""
+    spec, texts, origin = scan.spec, (), ""
+    if spec.caption_from in ("auto", "column") and entry.captions:
+        texts, origin = entry.captions, f"the captions of {spec.path}"
+    elif spec.caption_from in ("auto", "file") and entry.caption_ref:
+        text = _text(scan, entry.caption_ref)
+        if text is None:
             return None
-        except OSError as error:
-            scan.file_problem(found.caption, f"cannot be read ({error.strerror}); give yourself the right to read it")
+        texts, origin = (text,), entry.caption_ref
+    elif spec.caption_from == "name":
+        texts, origin = (captions.from_name(entry.name),), entry.ref
+    texts = tuple(t for t in texts if t.strip())
+    if not texts and spec.caption is not None:
+        texts, origin = (spec.caption.strip(),), scan.key("caption")
+    elif not texts:
+        scan.bare.append(entry)
+        if not spec.trigger:
             return None
-    if not text and scan.spec.caption is not None:
-        text, origin = scan.spec.caption.strip(), scan.key("caption")
-    elif not text:
-        scan.bare.append(found)
-        return (scan.spec.trigger, scan.key("trigger")) if scan.spec.trigger else None
-    if PLACEHOLDER in text and not scan.spec.trigger:
+        texts, origin = ("",), scan.key("trigger")
+    try:
+        return captions.final(texts, spec), origin
+    except captions.NoTrigger:
         key = scan.key("trigger")
-        text = f"{origin} says {PLACEHOLDER}, but {key} is not set; set it to the word that should stand there."
         if not any(p.where == key and p.level == "error" for p in scan.problems):  # one setting solves all of them
+            text = f"{origin} says [trigger], but {key} is not set; set it to the word that should stand there."
             scan.problems.append(Problem("error", key, text))
         return None
-    return with_trigger(text, scan.spec.trigger), origin
-
-
-def with_trigger(caption: str, trigger: str | None) -> str:
-    """The caption with the trigger word in it: at its placeholder, else where it stands already, else in front."""
-    if not trigger:
-        return caption
-    if PLACEHOLDER in caption:
-        return caption.replace(PLACEHOLDER, trigger)
-    if re.search(rf"(?<!\w){re.escape(trigger)}(?!\w)", caption):
-        return caption
-    return f"{trigger}, {caption}" if caption else trigger
 
 
 def _bare(scan: _Scan) -> list[Problem]:
     if not scan.bare:
         return []
+    one, many = NOUNS[scan.bare[0].kind]
     several = len(scan.bare) > 1
-    count = f"{len(scan.bare)} pictures have no caption" if several else "1 picture has no caption"
-    first = f"(first: {scan.bare[0].path})" if several else f"({scan.bare[0].path})"
+    count = f"{len(scan.bare)} {many} have no caption" if several else f"1 {one} has no caption"
+    first = f"(first: {scan.bare[0].ref})" if several else f"({scan.bare[0].ref})"
     if scan.spec.trigger:
         them = "They" if several else "It"
         text = f"{count} {first}. {them} will be trained with the trigger word alone."
@@ -227,96 +383,129 @@ def _bare(scan: _Scan) -> list[Problem]:
     return [Problem("error", scan.key("caption"), text)]
 
 
-def long_captions(items: Iterable[Item], family: Family, tokenizers: dict[str, Any]) -> list[Problem]:
-    """Captions with more tokens than a tokenizer of the family takes: one problem per caption file or setting."""
+def long_captions(
+    index: Index, datasets: Sequence[DataSet], family: Family, tokenizers: dict[str, Any]
+) -> list[Problem]:
+    """Captions with more tokens than a tokenizer of the family takes: one problem per caption and its origin.
+
+    Each distinct caption is counted once.
+    """
     problems: dict[tuple[str, str], Problem] = {}
     counts: dict[str, list[tuple[str, int, int]]] = {}
-    for item in items:
-        if item.caption not in counts:
-            counts[item.caption] = [c for c in family.token_counts(tokenizers, item.caption) if c[1] > c[2]]
-        if counts[item.caption] and (item.caption, item.caption_from) not in problems:
-            said = _too_long(item, counts[item.caption], family.name)
-            problems[item.caption, item.caption_from] = said
+    columns = (index.table.column(name).to_pylist() for name in ("captions", "caption_from", "ref", "dataset"))
+    for texts, origin, ref, dataset in zip(*columns, strict=True):
+        for text in texts:
+            if text not in counts:
+                counts[text] = [c for c in family.token_counts(tokenizers, text) if c[1] > c[2]]
+            if counts[text] and (text, origin) not in problems:
+                skip = datasets[dataset].on_problem == "skip"
+                problems[text, origin] = _too_long((ref, origin, dataset, skip), counts[text], family.name)
     return list(problems.values())
 
 
-def _too_long(item: Item, counts: list[tuple[str, int, int]], family: str) -> Problem:
+def _too_long(about: tuple[str, str, int, bool], counts: list[tuple[str, int, int]], family: str) -> Problem:
+    ref, origin, dataset, skip = about
     what = " and ".join(f"{has} tokens, but {name} of {family} takes {takes}" for name, has, takes in counts)
-    text = f"The caption of {item.path} has {what}"
-    key = f"data.{item.dataset}.on_problem"
-    if item.on_problem == "skip":
-        return Problem("warning", item.caption_from, f"{text}; what is beyond is cut off ({key} is skip).")
-    text = f"{text}; shorten {item.caption_from}, or set {key}=skip to train with the cut caption."
-    return Problem("error", item.caption_from, text, {key: "skip"})
+    text, key = f"The caption of {ref} has {what}", f"data.{dataset}.on_problem"
+    if skip:
+        return Problem("warning", origin, f"{text}; what is beyond is cut off ({key} is skip).")
+    text = f"{text}; shorten {origin}, or set {key}=skip to train with the cut caption."
+    return Problem("error", origin, text, {key: "skip"})
 
 
-# -- masks and gathered notes ------------------------------------------------------------------------------------------
+# -- companions and gathered notes -------------------------------------------------------------------------------------
 
 
-def _mask(scan: _Scan, found: Found, picture: media.Look, mask: media.Look | None) -> tuple[Path | None, bool]:
-    """(mask to use, whether the picture can be used)."""
-    if not scan.spec.mask:
-        return None, True
-    if mask is None or found.mask is None:
-        scan.unmasked.append(found)
-        return None, scan.spec.on_problem == "skip"
-    if mask.error:
-        scan.file_problem(found.mask, mask.error)
-        return None, False
-    if mask.blank:
-        scan.file_problem(
-            found.mask, "is all black, so that nothing of the picture would count; paint what counts white"
-        )
-        return None, False
-    if abs(mask.width * picture.height / (mask.height * picture.width) - 1) > 0.02:
+def _companions(scan: _Scan, entry: Entry, facts: dict[str, Look]) -> dict[str, Any] | None:
+    """Mask, control and references as companions, or None when the item cannot be used."""
+    wanted = {"mask": scan.spec.mask, "control": scan.spec.control, "reference": scan.spec.reference}
+    columns = scan.spec.columns
+    refs = {"mask": (entry.mask,), "control": (entry.control,), "reference": entry.references}
+    found: dict[str, list[Companion]] = {}
+    for name, given in refs.items():
+        present = [ref for ref in given if ref]
+        expected = bool(wanted[name] or getattr(columns, name))
+        many = len(wanted[name]) if isinstance(wanted[name], list) else 1
+        if expected and len(present) < many:
+            scan.unpaired[name].append(entry)
+            if name != "mask" or scan.spec.on_problem != "skip":
+                return None
+        if any(_bad_companion(scan, name, ref, facts) for ref in present):
+            return None
+        found[name] = [Companion(r, facts[r].digest, facts[r].width, facts[r].height) for r in present]
+    if found["mask"] and entry.kind != "audio":
+        _shape_of_mask(scan, found["mask"][0], facts[entry.ref])
+    return {
+        "mask": found["mask"][0] if found["mask"] else None,
+        "control": found["control"][0] if found["control"] else None,
+        "references": tuple(found["reference"]),
+    }
+
+
+def _bad_companion(scan: _Scan, name: str, ref: str, facts: dict[str, Look]) -> bool:
+    if facts[ref].error:
+        scan.file_problem(ref, facts[ref].error)
+    elif name == "mask" and facts[ref].blank:
+        scan.file_problem(ref, "is all black, so that nothing of the picture would count; paint what counts white")
+    else:
+        return False
+    return True
+
+
+def _shape_of_mask(scan: _Scan, mask: Companion, own: Look) -> None:
+    if abs(mask.width * own.height / (mask.height * own.width) - 1) > 0.02:
         text = (
-            f"{found.mask} is {mask.width}x{mask.height} pixels, but its picture {picture.width}x{picture.height}; "
+            f"{mask.ref} is {mask.width}x{mask.height} pixels, but its picture {own.width}x{own.height}; "
             "it is stretched to fit. Draw it in the shape of the picture if that is wrong."
         )
-        scan.problems.append(Problem("warning", str(found.mask), text))
-    return found.mask, True
+        scan.problems.append(Problem("warning", mask.ref, text))
 
 
-def _unmasked(scan: _Scan) -> list[Problem]:
-    if not scan.unmasked:
-        return []
-    several = len(scan.unmasked) > 1
-    count = f"{len(scan.unmasked)} pictures have no mask" if several else "1 picture has no mask"
-    first = f"(first: {scan.unmasked[0].path})" if several else f"({scan.unmasked[0].path})"
-    skip = scan.key("on_problem")
-    if scan.spec.on_problem == "skip":
-        whole = "all of them counts" if several else "the whole picture counts"
-        return [Problem("warning", scan.key("mask"), f"{count} {first}; {whole} ({skip} is skip).")]
-    text = (
-        f"{count} {first}; put a picture of the same name into {scan.spec.mask}, or set {skip}=skip to let "
-        f"the whole of such pictures count."
-    )
-    return [Problem("error", scan.key("mask"), text, {skip: "skip"})]
+def _unpaired(scan: _Scan) -> list[Problem]:
+    """Items that lack a mask, control or reference; every one is named."""
+    problems, skip = [], scan.key("on_problem")
+    for name, entries in scan.unpaired.items():
+        one, many = NOUNS[entries[0].kind]
+        word = {"mask": "mask", "control": "control picture", "reference": "reference picture"}[name]
+        count = f"{len(entries)} {many} have no {word}" if len(entries) > 1 else f"1 {one} has no {word}"
+        names = ", ".join(e.ref for e in entries)
+        where, several = getattr(scan.spec, name) or scan.spec.path, len(entries) > 1
+        if scan.spec.on_problem == "skip":
+            fate = ("all of them counts" if several else "the whole picture counts") if name == "mask" else (
+                "they are left out" if several else "it is left out"
+            )  # fmt: skip
+            problems.append(Problem("warning", scan.key(name), f"{count} ({names}); {fate} ({skip} is skip)."))
+            continue
+        way = "let the whole of such pictures count" if name == "mask" else "leave such items out"
+        text = f"{count} ({names}); put a picture of the same name into {where}, or set {skip}=skip to {way}."
+        problems.append(Problem("error", scan.key(name), text, {skip: "skip"}))
+    return problems
 
 
-def _gather(notes: list[tuple[str, tuple[str, str], Path]]) -> list[Problem]:
+def _gather(notes: list[tuple[str, tuple[str, str], str]]) -> list[Problem]:
     """Notes on conversions: a few name every file, many of one kind are counted."""
-    kinds: dict[tuple[str, str], list[tuple[str, Path, str]]] = defaultdict(list)
-    for name, (kind, detail), path in notes:
-        kinds[kind, "" if kind in {"animation", "pages"} else detail].append((name, path, detail))
+    kinds: dict[tuple[str, str], list[tuple[str, str, str]]] = defaultdict(list)
+    for name, (kind, detail), ref in notes:
+        kinds[kind, "" if kind in {"animation", "pages"} else detail].append((name, ref, detail))
     problems = []
     for (kind, shared), files in kinds.items():
         one, many = media.SAYS[kind]
         if len(files) <= SHOWN:
-            problems += [Problem("note", str(path), f"{name} {one.format(detail)}") for name, path, detail in files]
+            problems += [Problem("note", ref, f"{name} {one.format(detail)}") for name, ref, detail in files]
         else:
-            name, path, _ = files[0]
-            problems.append(Problem("note", str(path), f"{len(files)} pictures (first: {name}) {many.format(shared)}"))
+            name, ref, _ = files[0]
+            problems.append(Problem("note", ref, f"{len(files)} files (first: {name}) {many.format(shared)}"))
     return problems
 
 
 def _copies(items: list[Item], scan: _Scan) -> list[Problem]:
-    """Pictures with the same content: allowed, but seldom meant."""
+    """Items with the same content: allowed, but seldom meant."""
     first: dict[str, Item] = {}
     copies = [(i, first[i.digest]) for i in items if first.setdefault(i.digest, i) is not i]
     if not copies:
         return []
     a, b = copies[0]
-    count = "1 picture is an exact copy" if len(copies) == 1 else f"{len(copies)} pictures are exact copies"
-    text = f"{count} of another (first: {a.path.name} of {b.path.name}) and trained beside it; remove it if not meant."
+    one, many = NOUNS[a.kind]
+    count = f"1 {one} is an exact copy" if len(copies) == 1 else f"{len(copies)} {many} are exact copies"
+    text = f"{count} of another (first: {a.name} of {b.name}) and trained beside it; remove it if not meant."
     return [Problem("note", scan.key("path"), text)]

@@ -1,4 +1,4 @@
-"""Remember what a full decode told, per version of a file, so that each picture is looked at once. Knows no torch."""
+"""Remember what a full decode told, per version of a file, so that each is looked at once. Knows no torch."""
 
 from __future__ import annotations
 
@@ -6,58 +6,102 @@ import contextlib
 import hashlib
 import json
 import os
-from dataclasses import astuple
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from . import media
+from . import audio, media, stores, video
+from .item import Kind
+from .media import Look
 
-FORMAT = 1
-"""Raise it whenever `media` decodes differently."""
+FORMAT = 2
+"""Raise it whenever `media`, `video` or `audio` decode differently."""
+
+COLUMNS = ("key", "digest", "width", "height", "frames", "fps", "seconds", "rate", "channels", "blank", "notes")
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """One file to look at. version: of the file, "" if unknown. paper: colour behind transparent pictures."""
+
+    ref: str
+    kind: Kind
+    version: str
+    paper: str = "white"
+
+    @property
+    def key(self) -> str:
+        """What the look depends on."""
+        return f"{self.ref}|{self.version}|{self.paper}"
+
+
+def look(wanted: Wanted) -> Look:
+    """Read and decode a file wholly, and keep only the facts; an unusable one has its reason in `error`."""
+    try:
+        if wanted.kind == "image":
+            return media.look_bytes(stores.read(wanted.ref), "image", wanted.paper)
+        path = stores.local(wanted.ref)
+        return video.look(path) if wanted.kind == "video" else audio.look(path)
+    except media.Unusable as reason:
+        return Look(error=str(reason))
 
 
 class Looks:
-    """`media.look` with a memory: a file below `store` for each data folder; store=None remembers nothing.
+    """Looks with a memory: one Parquet file below `store` for each data set; store=None remembers nothing.
 
-    A file's version is its path, size, and times of change of content and of inode: the last cannot be set by hand.
-    Only good files are remembered, so that a mended one is seen at once.
+    Only good files of a known version are remembered, so that a mended one is seen at once.
     """
 
-    def __init__(self, store: Path | None, folder: Path) -> None:
-        name = hashlib.sha256(str(folder).encode()).hexdigest()[:24]
-        self._file = store / "looks" / f"{name}-{FORMAT}.json" if store else None
-        self._known = self._load()
-        self._used: dict[str, media.Look] = {}
+    def __init__(self, store: Path | None, name: str) -> None:
+        digest = hashlib.sha256(name.encode()).hexdigest()[:24]
+        self._file = store / "looks" / f"{digest}-{FORMAT}.parquet" if store else None
+        self._known: dict[str, Look] = self._load()
+        self._used: dict[str, Look] = {}
 
-    def at(self, path: Path, paper: str = "white") -> media.Look:
-        """The facts about a picture; decodes it unless this version of it is known. Safe to call from threads."""
-        try:
-            stat = path.stat()
-        except OSError:
-            return media.look(path, paper)
-        key = f"{path}|{stat.st_size}|{stat.st_mtime_ns}|{stat.st_ctime_ns}|{paper}"
-        look = self._known.get(key) or media.look(path, paper)
-        if not look.error:
-            self._used[key] = look
-        return look
+    def at(self, wanted: Wanted) -> Look:
+        """The facts about a file; decodes it unless this version of it is known. Safe to call from threads."""
+        known = self._known.get(wanted.key) if wanted.version else None
+        found = known or look(wanted)
+        if wanted.version and not found.error:
+            self._used[wanted.key] = found
+        return found
 
     def save(self) -> None:
         """Keep what was used, if it is not what is kept already. A disk that is full only costs the memory."""
         if self._file is None or self._used.keys() == self._known.keys():
             return
+        import pyarrow as pa  # noqa: PLC0415  (only scans load it)
+        from pyarrow import parquet  # noqa: PLC0415
+
+        columns: dict[str, list[Any]] = {name: [] for name in COLUMNS}
+        for key, one in self._used.items():
+            columns["key"].append(key)
+            columns["notes"].append(json.dumps(one.notes))
+            for name in COLUMNS[1:-1]:
+                columns[name].append(getattr(one, name))
         with contextlib.suppress(OSError):
             self._file.parent.mkdir(parents=True, exist_ok=True)
             partial = self._file.with_suffix(f".{os.getpid()}.tmp")
-            partial.write_text(json.dumps({k: astuple(v) for k, v in self._used.items()}), encoding="utf-8")
+            parquet.write_table(pa.table(columns), partial)
             partial.replace(self._file)
 
-    def _load(self) -> dict[str, media.Look]:
-        if self._file is None:
+    def _load(self) -> dict[str, Look]:
+        if self._file is None or not self._file.is_file():
             return {}
+        import pyarrow as pa  # noqa: PLC0415
+        from pyarrow import parquet  # noqa: PLC0415
+
         try:
-            raw = json.loads(self._file.read_text(encoding="utf-8"))
-            return {
-                key: media.Look(digest, width, height, tuple((kind, said) for kind, said in notes), error, blank)
-                for key, (digest, width, height, notes, error, blank) in raw.items()
-            }
-        except (OSError, ValueError, TypeError, AttributeError):
+            table = parquet.read_table(self._file, columns=list(COLUMNS))
+        except (OSError, pa.ArrowException):
             return {}
+        rows = zip(*(table.column(name).to_pylist() for name in COLUMNS), strict=True)
+        return {row[0]: _restored(row) for row in rows}
+
+
+def _restored(row: Iterable[Any]) -> Look:
+    facts = dict(zip(COLUMNS, row, strict=True))
+    facts.pop("key")
+    notes = tuple((kind, said) for kind, said in json.loads(facts.pop("notes")))
+    return Look(**facts, notes=notes)
