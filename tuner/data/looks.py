@@ -11,7 +11,7 @@ from pathlib import Path
 
 from . import media
 
-FORMAT = 1
+FORMAT = 2
 """Raise it whenever `media` decodes differently."""
 
 
@@ -56,8 +56,8 @@ class Looks:
         try:
             raw = json.loads(self._file.read_text(encoding="utf-8"))
             return {
-                key: media.Look(digest, width, height, tuple((kind, said) for kind, said in notes), error, blank)
-                for key, (digest, width, height, notes, error, blank) in raw.items()
+                key: media.Look(digest, width, height, tuple((kind, said) for kind, said in notes), *rest)
+                for key, (digest, width, height, notes, *rest) in raw.items()
             }
         except (OSError, ValueError, TypeError, AttributeError):
             return {}
