@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import io
 import re
 import struct
 import warnings
 import zlib
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageCms
+from PIL import Image, ImageCms, ImageColor
+
+from ..errors import UserError
+from . import audio, video
+from .facts import CHANGED, SAYS, Kind, Look, Unusable, opened
+
+__all__ = ["SAYS", "Kind", "Look", "Picture", "Unusable", "decode", "load", "load_bytes", "look", "look_bytes"]
 
 LIMIT = 200_000_000
 """Most pixels that a picture may have; more is a mistake or an attack, and would take gigabytes to decode."""
@@ -38,43 +46,8 @@ TURNS = {
 }
 """EXIF orientation → what sets the picture upright."""
 
-SAYS = {
-    "animation": (
-        "is an animation of {} frames; its first frame is used. "
-        "Save the frame you want as a picture of its own if you want another.",
-        "are animations; their first frames are used. "
-        "Save the frames you want as pictures of their own if you want others.",
-    ),
-    "pages": (
-        "has {} pages; its first page is used. Save the others as pictures of their own if you want them.",
-        "have several pages; their first pages are used. Save the others as pictures of their own if you want them.",
-    ),
-    "transparent": (
-        "is partly transparent; it is put on {}. Fill the background yourself if you want another.",
-        "are partly transparent; they are put on {}. Fill the background yourself if you want another.",
-    ),
-    "colours": (
-        "is in {} colours; they are converted to sRGB. Save it as an sRGB picture if they come out wrong.",
-        "are in {} colours; they are converted to sRGB. Save them as sRGB pictures if they come out wrong.",
-    ),
-    "profile": (
-        "has the colour profile {}; its colours are converted to sRGB.",
-        "have the colour profile {}; their colours are converted to sRGB.",
-    ),
-    "bad profile": (
-        "has a colour profile that cannot be applied; it is read as sRGB. Save it as sRGB if that looks wrong.",
-        "have colour profiles that cannot be applied; they are read as sRGB. Save them as sRGB if that looks wrong.",
-    ),
-    "deep": (
-        "has {} bits per colour; it is scaled to 8 bits.",
-        "have {} bits per colour; they are scaled to 8 bits.",
-    ),
-}
-"""Kind of note → its sentence for one picture and for several, after the name or number."""
-
-
-class Unusable(Exception):
-    """A file that cannot be trained on. The message follows the file's name: "is empty (0 bytes); replace it"."""
+HEIF = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+"""Brands of HEIC files."""
 
 
 @dataclass(frozen=True)
@@ -85,18 +58,6 @@ class Picture:
     notes: tuple[tuple[str, str], ...] = ()
 
 
-@dataclass(frozen=True)
-class Look:
-    """What one full decode of a file told. error: why it cannot be used, "" when it can. blank: all black."""
-
-    digest: str = ""
-    width: int = 0
-    height: int = 0
-    notes: tuple[tuple[str, str], ...] = ()
-    error: str = ""
-    blank: bool = False
-
-
 @dataclass
 class _Work:
     """A picture on its way to RGB, and the notes so far."""
@@ -105,38 +66,65 @@ class _Work:
     notes: list[tuple[str, str]] = field(default_factory=list)
 
 
-def look(path: Path, paper: str = "white") -> Look:
-    """Read and decode a file once, wholly, and keep only the facts."""
+def look(path: Path, paper: str = "white", kind: Kind = "image") -> Look:
+    """Read and decode a file once, wholly, and keep only the facts. Transparent pictures are put on `paper`."""
+    if kind == "video":
+        return video.look(path)
+    if kind == "audio":
+        return audio.look(path)
     try:
-        data = _read(path)
-        digest = hashlib.sha256(data).hexdigest()
+        return look_bytes(_read(path), kind, paper)
+    except Unusable as reason:
+        return Look(error=str(reason))
+
+
+def look_bytes(data: bytes, kind: Kind = "image", paper: str = "white") -> Look:
+    """`look` for callers that hold the bytes of a file."""
+    if kind == "video":
+        return video.look(data)
+    if kind == "audio":
+        return audio.look(data)
+    try:
         picture = decode(data, paper)
     except Unusable as reason:
         return Look(error=str(reason))
     width, height = picture.image.size
-    return Look(digest, width, height, picture.notes, blank=picture.image.getextrema() == ((0, 0), (0, 0), (0, 0)))
+    blank = picture.image.getextrema() == ((0, 0), (0, 0), (0, 0))
+    return Look(hashlib.sha256(data).hexdigest(), width, height, picture.notes, blank=blank)
 
 
 def load(path: Path, digest: str, paper: str = "white") -> Image.Image:
     """The picture as RGB, upright. Raises `Unusable`, also when the file is no longer the one with this sha256."""
-    data = _read(path)
+    return load_bytes(_read(path), digest, paper)
+
+
+def load_bytes(data: bytes, digest: str, paper: str = "white") -> Image.Image:
+    """`load` for callers that hold the bytes of a file."""
     if hashlib.sha256(data).hexdigest() != digest:
-        raise Unusable("was changed while it was in use; start again, so that it is read anew.")
+        raise Unusable(CHANGED)
     return decode(data, paper).image
 
 
 def _read(path: Path) -> bytes:
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise Unusable(f"cannot be read ({error.strerror}); give yourself the right to read it, or remove it") from None
-    if not data:
-        raise Unusable("is empty (0 bytes); put the picture there again, or remove it")
-    return data
+    with opened(path) as file:
+        try:
+            return file.read()
+        except OSError as error:
+            raise Unusable(f"cannot be read to its end ({error.strerror or error}); copy it again") from None
 
 
 def decode(data: bytes, paper: str = "white") -> Picture:
-    """Bytes of any picture file → RGB, upright; transparent parts show `paper`. Raises `Unusable`."""
+    """Bytes of any picture file → RGB, upright; transparent parts show `paper`: #rrggbb or the name of a colour.
+
+    Raises `Unusable` for the file and `UserError` for the colour.
+    """
+    try:
+        ImageColor.getrgb(paper)
+    except ValueError:
+        raise UserError(f"{paper} is no colour; write it as #rrggbb, or as a name such as white or black") from None
+    if not data:
+        raise Unusable("is empty (0 bytes); put the file there again, or remove it")
+    _prepare(data)
     try:
         image = Image.open(io.BytesIO(data))
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as bomb:
@@ -164,6 +152,22 @@ def decode(data: bytes, paper: str = "white") -> Picture:
     return Picture(work.image.transpose(turn) if turn is not None else work.image, tuple(work.notes))
 
 
+def _prepare(data: bytes) -> None:
+    """Teach Pillow HEIC when the first such file comes; AVIF, of the same box format, it knows by itself."""
+    brands = data[8 : min(int.from_bytes(data[:4]), 256)]
+    if data[4:8] == b"ftyp" and b"avi" not in brands and any(b in brands for b in HEIF) and not _knows_heif():
+        raise Unusable("is a HEIC picture, which needs pillow-heif; run pip install pillow-heif, or save it as JPEG")
+
+
+@cache
+def _knows_heif() -> bool:
+    try:
+        importlib.import_module("pillow_heif").register_heif_opener()
+    except ImportError:
+        return False
+    return True
+
+
 def _too_large(found: int | Exception) -> str:
     """The sentence for a number of pixels, which Pillow says in its own exception."""
     number = re.search(r"\d+", str(found))
@@ -184,11 +188,13 @@ def _orientation(image: Image.Image) -> int:
 
 def _frames(work: _Work) -> None:
     count = getattr(work.image, "n_frames", 1)
-    if count > 1 and work.image.format != "MPO":  # the further pictures of a camera's MPO are not meant to be seen
+    if count > 1 and work.image.format not in {"MPO", "HEIF"}:  # a camera's further pictures are not meant to be seen
         work.notes.append(("pages" if work.image.format == "TIFF" else "animation", str(count)))
         work.image.seek(0)
     if any(";16" in str(tile) for tile in getattr(work.image, "tile", ())):
         work.notes.append(("deep", "16"))
+    if work.image.info.get("bit_depth", 8) > 8:  # of HEIC
+        work.notes.append(("deep", str(work.image.info["bit_depth"])))
 
 
 def _to_rgb(work: _Work, paper: str) -> None:
