@@ -91,7 +91,7 @@ def read_text(data: bytes) -> str:
 def lengths(
     captions: Iterable[str], family: Family, tokenizers: dict[str, Any]
 ) -> dict[str, list[tuple[str, int, int]]]:
-    """Captions that would be cut → (tokenizer, tokens that the caption has, tokens that it takes); each counted once."""
+    """Captions that would be cut → (tokenizer, tokens of the caption, tokens that it takes); each is counted once."""
     counts = {caption: family.token_counts(tokenizers, caption) for caption in dict.fromkeys(captions)}
     cut = {caption: [c for c in found if c[1] > c[2]] for caption, found in counts.items()}
     return {caption: found for caption, found in cut.items() if found}
