@@ -90,7 +90,11 @@ def _of_tree(report: Report, tree: Tree, pairs: group.Pairs) -> list[Entry]:
     media = any(group.iter_media(tree))
     shards = sorted((f for f in tree.files if f.name.endswith(hub.SHARDS)), key=lambda f: natural(f.name))
     tables = any(f.name.rsplit("/", 1)[-1].startswith("metadata.") for f in tree.files)
-    if tree.nests and (tree.where.startswith("hf://") or (tables if media else shards)) and not hub.choose(report, tree):
+    if (
+        tree.nests
+        and (tree.where.startswith("hf://") or (tables if media else shards))
+        and not hub.choose(report, tree)
+    ):
         return []
     if not media and shards and tree.nests:
         kept = {f.ref for f in tree.files}
@@ -144,16 +148,10 @@ def _paths_of_companions(report: Report) -> list[str]:
 
 
 def _settings_without_use(report: Report) -> None:
-    path = report.spec.path.lower()
-    tabular = path.endswith((".tar", *ENDINGS)) or path.startswith("hf://")
-    own = [report.key(f"columns.{k}") for k, v in report.spec.columns.model_dump().items() if v]
-    if own and not tabular and not any(p.where == report.key("columns") for p in report.problems):
-        if not _has_tables(report.spec.path):
-            text = f"{own[0]} is set, but {report.spec.path} has no table; name the table as the path, or remove it."
-            report.say("warning", own[0], text)
-
-
-def _has_tables(path: str) -> bool:
-    return "://" in path or not Path(path).is_dir() or any(Path(path).rglob("*.parquet")) or any(
-        Path(path).rglob("metadata.*")
-    )
+    """A setting that did nothing is said."""
+    columns = [f"columns.{k}" for k, v in report.spec.columns.model_dump().items() if v]
+    for setting, given in (("columns", columns[:1]), ("split", ["split"] if report.spec.split != "train" else [])):
+        if given and setting not in report.used and not any(p.level == "error" for p in report.problems):
+            has = "table" if setting == "columns" else "splits"
+            key = report.key(given[0])
+            report.say("warning", key, f"{key} is set, but {report.spec.path} has no {has}; remove the setting.")

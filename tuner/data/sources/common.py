@@ -119,6 +119,8 @@ class Report:
     number: int
     spec: DataSet
     problems: list[Problem] = field(default_factory=list)
+    used: set[str] = field(default_factory=set)
+    """Of the settings `columns` and `split` those that mattered."""
 
     def key(self, name: str) -> str:
         """The dotted recipe key of a setting of this data set."""

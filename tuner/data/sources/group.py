@@ -12,7 +12,20 @@ from typing import Any
 from .. import stores
 from ..item import Entry
 from .common import (
-    PHONE, PICTURES, SOUNDS, UNREADABLE, VIDEOS, File, Report, Row, Tree, endings, kind_of, natural, plural, stem_of,
+    PHONE,
+    PICTURES,
+    SOUNDS,
+    UNREADABLE,
+    VIDEOS,
+    File,
+    Report,
+    Row,
+    Tree,
+    endings,
+    kind_of,
+    natural,
+    plural,
+    stem_of,
 )
 from .table import Bad, box, overlay, texts
 
@@ -98,6 +111,8 @@ def _sidecars(report: Report, tree: Tree, files: _Files, stems: set[str]) -> tup
     files.others += [f for s, f in files.notes.items() if s not in stems]
     mine = [(s, f) for s, f in files.notes.items() if s in stems]
     wanted = report.spec.columns.caption
+    if mine and wanted:
+        report.used.add("columns")
     keys = [wanted] if isinstance(wanted, str) else wanted or KEYS
     told: dict[str, Row] = {}
     broken: dict[str, tuple[str, str]] = {}
@@ -166,7 +181,7 @@ class Pairs:
             if setting == "reference":
                 references.append(file.ref)
             elif not getattr(row, setting):
-                row = row.over(Row(**{setting: file.ref}))
+                row = row.over(Row(mask=file.ref) if setting == "mask" else Row(control=file.ref))
         if references and not row.references:
             if len(references) == folders:
                 return row.over(Row(references=tuple(references)))

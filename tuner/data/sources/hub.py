@@ -38,6 +38,7 @@ def split_of(name: str) -> str:
 
 def choose(report: Report, tree: Tree) -> bool:
     """Leave only the files of the wanted split, and say how many others there are. False when there are none."""
+    report.used.add("split")
     wanted = SPLITS.get(report.spec.split, report.spec.split)
     of = {f.name: split_of(f.name) for f in tree.files}
     there = Counter(s for s in of.values() if s) or Counter({"train": len(of)})

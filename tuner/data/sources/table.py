@@ -43,7 +43,7 @@ NAMES: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 """Column names in use, the first that a table has is taken."""
 
-WORDS = {
+WORDS: dict[Kind, tuple[str, ...]] = {
     "image": ("image", "img", "picture", "jpg", "jpeg", "png", "webp"),
     "video": ("video", "mp4", "webm", "clip"),
     "audio": ("audio", "sound", "wav", "mp3", "flac", "ogg", "music"),
@@ -68,6 +68,7 @@ def columns(report: Report, sheet: Sheet, need: bool = True) -> dict[str, list[s
     need: whether a table without a column for media is an error.
     """
     chosen: dict[str, list[str]] = {}
+    report.used.add("columns")
     for setting in ColumnsSpec.model_fields:
         wanted = getattr(report.spec.columns, setting)
         if wanted:

@@ -166,8 +166,7 @@ def _zip_refusal(info: zipfile.ZipInfo) -> str:
     if (info.external_attr >> 16) & 0o170000 == 0o120000:
         return "is a link; pack the file itself"
     if info.compress_type not in (STORED, DEFLATED, BZIP2):
-        method = zipfile.compressor_names.get(info.compress_type, f"number {info.compress_type}")
-        return f"is packed by the method {method}; pack the archive with the usual one (deflate)"
+        return f"is packed by method {info.compress_type}, which is not read here; pack the archive anew with deflate"
     return ""
 
 
@@ -180,7 +179,7 @@ def open_tar(ref: str, path: Path) -> Archive:
     try:
         with tarfile.open(path, "r:") as file:
             while (info := file.next()) is not None:
-                file.members = []  # tarfile would keep every header
+                file.members = []  # pyrefly: ignore[missing-attribute]   tarfile would keep every header
                 last = info.name
                 if info.isdir():
                     continue

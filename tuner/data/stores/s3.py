@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import threading
@@ -33,21 +32,24 @@ def facts(ref: str) -> tuple[str, int]:
 
 def fetch(ref: str, etag: str, size: int, target: Path) -> None:
     """Write the bytes of this version of an object to a file, going on where a broken connection stopped."""
-    done, digest, path = 0, hashlib.md5(usedforsecurity=False), ref.removeprefix("s3://")
+    done = 0
     with target.open("wb") as file:
         while done < size:
-            start, end = done, min(done + CHUNK, size)
-            chunk = _try(ref, lambda start=start, end=end: _whole(_store().cat_file(path, start, end), end - start))
-            digest.update(chunk)
-            done += file.write(chunk)
-    if digest.hexdigest() != etag and facts(ref) != (etag, size):
-        raise Unreadable(ref, "was changed while it was read; start again when nothing writes to it")
+            end = min(done + CHUNK, size)
+            done += file.write(_try(ref, lambda start=done, end=end: _chunk(ref, etag, start, end)))
 
 
-def _whole(chunk: bytes, size: int) -> bytes:
-    if len(chunk) != size:
-        raise ConnectionError(f"{len(chunk)} of {size} bytes arrived")
-    return chunk
+def _chunk(ref: str, etag: str, start: int, end: int) -> bytes:
+    """Bytes start to end of this version of an object."""
+    from fsspec.asyn import sync  # noqa: PLC0415  (only S3 needs it)
+
+    bucket, key = parts(ref)
+    store = _store()
+    answer = store.call_s3("get_object", Bucket=bucket, Key=key, Range=f"bytes={start}-{end - 1}", IfMatch=f'"{etag}"')
+    data: bytes = sync(store.loop, answer["Body"].read)
+    if len(data) != end - start:
+        raise ConnectionError(f"{len(data)} of {end - start} bytes arrived")
+    return data
 
 
 def below(ref: str) -> Iterator[tuple[str, str]]:
@@ -97,21 +99,27 @@ def _store() -> Any:
 
 def _try(ref: str, call: Callable[[], _T]) -> _T:
     """The answer of a request; what may pass is tried again. Raises `Unreadable` with one sentence."""
-    from botocore import exceptions as boto  # noqa: PLC0415  (only S3 needs it)
+    import aiohttp  # noqa: PLC0415  (only S3 needs these)
+    from botocore import exceptions as boto  # noqa: PLC0415
 
     final = (
         boto.NoCredentialsError, boto.PartialCredentialsError, boto.ProfileNotFound, boto.ParamValidationError,
         boto.NoRegionError, boto.InvalidRegionError, PermissionError, FileNotFoundError, ValueError,
     )  # fmt: skip
+    last: Exception | None = None
     for attempt in range(ATTEMPTS):
         try:
             return call()
         except final as error:
             raise Unreadable(ref, _refused(error)) from None
-        except (OSError, boto.BotoCoreError, boto.ClientError) as error:
+        except (OSError, aiohttp.ClientError, boto.BotoCoreError, boto.ClientError) as error:
+            if "pre-condition" in str(error) or "PreconditionFailed" in str(error):
+                what = "was changed while it was read; start again when nothing writes to it"
+                raise Unreadable(ref, what) from None
             last = error
         if attempt + 1 < ATTEMPTS:
             time.sleep(PAUSE * 2**attempt)
+    assert last is not None
     what = (
         f"could not be read in {ATTEMPTS} attempts ({_short(last)}); check the network and AWS_ENDPOINT_URL "
         f"({os.environ.get('AWS_ENDPOINT_URL_S3') or os.environ.get('AWS_ENDPOINT_URL') or 'not set: Amazon'})"
