@@ -66,8 +66,15 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("folder", type=Path)
     sub = command("check", check, "Show the plan of a recipe and everything that is wrong with it, without training.")
     with_recipe(sub)
-    sub = command("cache", cache, "Encode pictures and captions ahead of a run.")
-    with_recipe(sub)
+    sub.add_argument("--items", action="store_true", help="list the bucket and crop of every item, however many")
+    sub.add_argument("--data", action="store_true", help="examine the data itself: copies, blur, captions, advice")
+    sub.add_argument("--json", action="store_true", help="JSON also on a terminal")
+    sub = command("cache", cache, "Encode media and captions ahead of a run, or look after what is cached.")
+    sub.add_argument("recipe", type=Path, nargs="?", help="a recipe file (YAML)")
+    sub.add_argument("overrides", nargs="*", metavar="key=value", help="for example data.0.path=/pictures")
+    sub.add_argument("--verify", action="store_true", help="compare every entry with its checksum")
+    sub.add_argument("--prune", action="store_true", help="delete what this recipe (none: no recipe) does not need")
+    sub.add_argument("--days", type=float, default=0.0, help="with --prune: only what was not used for so many days")
     sub = command("sample", sample, "Draw pictures with a base model and adapters side by side.")
     sub.add_argument("request", type=Path, help="a request file (YAML)")
     sub.add_argument("--out", type=Path, required=True, help="folder for the pictures")
@@ -103,31 +110,36 @@ def resume(arguments: argparse.Namespace) -> int:
 
 def check(arguments: argparse.Namespace) -> int:
     """See the command's help."""
+    plain = sys.stdout.isatty() and not arguments.json
     try:
-        assemble = importlib.import_module("tuner.assemble")
-        report = assemble.report(assemble.prepare(_load(arguments)))
+        ready = importlib.import_module("tuner.prepare").prepare(_load(arguments))
+        if arguments.data:
+            return _examine(ready, plain)
+        report = importlib.import_module("tuner.prepare").report(ready, arguments.items)
     except UserError as error:
         problems = [Problem("error", "", line).as_dict() for line in str(error).splitlines()]
         report = {"ok": False, "problems": problems, "plan": None, "device": None}
-    sys.stdout.write(_plain(report) if sys.stdout.isatty() else json.dumps(report, ensure_ascii=False) + "\n")
+    text = importlib.import_module("tuner.told").plan(report) if plain else json.dumps(report, ensure_ascii=False)
+    sys.stdout.write(text + "\n")
     return 0 if report["ok"] else 1
 
 
-def _plain(report: dict[str, Any]) -> str:
-    marks = {"error": "STOP", "warning": "look", "note": "note"}
-    lines = [f"{marks[p['level']]}  {p['text']}" for p in report["problems"]]
-    if plan := report["plan"]:
-        sizes = ", ".join(f"{b['items']} x {b['width']}x{b['height']}" for b in plan["buckets"])
-        lines.append(f"{plan['items']} pictures in {len(plan['buckets'])} bucket(s): {sizes}")
-        lines.append(f"{plan['steps_per_epoch']} steps see every picture once; the run does so {plan['epochs']} times")
-        lines.append(f"Device: {report['device']['name']}; {report['device']['reason']}")
-    lines.append("Ready to run." if report["ok"] else "Not ready: put right what says STOP.")
-    return "\n".join(lines) + "\n"
+def _examine(ready: Any, plain: bool) -> int:
+    doctor = importlib.import_module("tuner.data.doctor")
+    found = doctor.report(ready.index.items, ready.index.problems, ready.recipe)
+    sys.stdout.write((doctor.plain(found) if plain else json.dumps(found, ensure_ascii=False)) + "\n")
+    return 0
 
 
 def cache(arguments: argparse.Namespace) -> int:
     """See the command's help."""
     job = importlib.import_module("tuner.jobs")
+    if arguments.verify:
+        return job.verify()
+    if arguments.prune:
+        return job.prune([_load(arguments)] if arguments.recipe else [], arguments.days)
+    if arguments.recipe is None:
+        raise UserError("cache needs a recipe, or --verify or --prune; see `python -m tuner cache --help`.")
     return job.cache(_load(arguments))
 
 

@@ -65,6 +65,8 @@ class Extension:
     title: ClassVar[str]
     Settings: ClassVar[type[Settings]] = Settings
     conflicts: ClassVar[frozenset[str]] = frozenset()
+    reads: ClassVar[frozenset[str]] = frozenset()
+    """Settings of a data set that the technique acts on: mask, control, reference, strength."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings: Any = settings

@@ -16,10 +16,11 @@ from typing import Any
 import torch
 from filelock import FileLock, Timeout
 
-from . import assemble, checkpoint, device, optimizers, recipe
+from . import assemble, checkpoint, device, optimizers, prepare, recipe
 from .console import Console
 from .errors import UserError
 from .events import Journal, birth, follow
+from .progress import progress
 from .recipe import Recipe
 
 REQUESTS = ("stop", "save", "sample")
@@ -152,7 +153,7 @@ def train(wanted: Recipe, folder: Path, say: Callable[..., Any], controls: Contr
         precision=wanted.train.precision,
     )
     say("phase", name="prepare", done=0, of=0)
-    ready = assemble.prepare(wanted)
+    ready = prepare.prepare(wanted, progress(say, "prepare"))
     for problem in ready.problems:
         if problem.level != "error":
             say(problem.level, where=problem.where, text=problem.text)
@@ -177,7 +178,7 @@ def _keep(resolved: Recipe, folder: Path) -> None:
 class Run:
     """Training with everything around it: validation, checkpoints, export."""
 
-    ready: assemble.Prepared
+    ready: prepare.Prepared
     job: assemble.Job
     folder: Path
     say: Callable[..., Any]

@@ -37,6 +37,9 @@ class Validator:
     prompts: Sequence[Cond]
     negative: Cond | None
     dtype: torch.dtype
+    pictures: Sequence[tuple[Any, ...]] = ()
+    """What each sample starts from (PIL), for tasks that need it."""
+    fps: float = 0.0
 
     @contextmanager
     def _watching(self) -> Iterator[None]:
@@ -77,18 +80,30 @@ class Validator:
     def samples(self, folder: Path, step: int) -> list[dict[str, Any]]:
         """One picture per prompt into `folder`; returns what the journal says of them."""
         family, parts = self.trainer.family, self.trainer.parts
-        assert self.spec.size is not None
         self._load_decoder()
         said = []
         with self._watching(), sample.as_exported(self.trainer.trained, self.dtype):
-            for i, (prompt, cond) in enumerate(zip(self.spec.prompts, self.prompts, strict=True)):
-                guidance = family.guidance if self.spec.guidance is None else self.spec.guidance
-                request = Request(cond, self.negative, *self.spec.size, self.spec.steps, guidance, self.spec.seed)
+            for i, prompt in enumerate(self.spec.prompts):
                 folder.mkdir(exist_ok=True)
-                file = sample.save(sample.draw(family, parts, request), folder / f"step-{step:06d}-{i:02d}")
+                file = sample.save(sample.draw(family, parts, self._request(i)), folder / f"step-{step:06d}-{i:02d}")
                 said.append({"prompt": prompt, "file": f"{folder.name}/{file.name}", "seed": self.spec.seed})
         self._move_decoder(torch.device("cpu"))
         return said
+
+    def _request(self, i: int) -> Request:
+        spec, family = self.spec, self.trainer.family
+        return Request(
+            self.prompts[i],
+            self.negative,
+            *(spec.size or (0, 0)),
+            spec.steps,
+            family.guidance if spec.guidance is None else spec.guidance,
+            spec.seed,
+            spec.frames or 1,
+            self.fps,
+            spec.seconds or 0.0,
+            self.pictures[i] if self.pictures else (),
+        )
 
     def _load_decoder(self) -> None:
         """What sampling needs is loaded at the first sample and waits in main memory between samples."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -9,37 +10,53 @@ import pytest
 import torch
 from PIL import Image
 
-from tuner.data.index import Item
+from tuner.data.index import scan
+from tuner.data.item import Item
+from tuner.data.plan import Plan, plan
 from tuner.errors import Problem
-from tuner.family import Family
+from tuner.family import Family, Geometry
+from tuner.recipe import DataSet, MediaSpec
 from tuner.types import Parts
 
 
+GEOMETRY = Geometry(multiple=16, rate=8)
+
+
 class Fake(Family):
-    """Latents are means over 8x8 pixels; a caption becomes its length and a row per word."""
+    """Latents are means over 8x8 pixels; a caption becomes its length."""
 
     name = "fake"
+    pipelines = {"generate": "FakePipeline"}
     calls: list[int]
 
     def __init__(self, setting: int = 0) -> None:
-        self.options, self.setting, self.calls = None, setting, []
+        self.options, self.setting, self.calls, self.task = None, setting, [], "generate"
 
     def encode_settings(self) -> dict[str, Any]:
         return {"setting": self.setting}
 
-    def encode_media(self, parts, pixels):
-        self.calls.append(len(pixels))
-        return torch.nn.functional.avg_pool2d(pixels, 8)
+    def encode_media(self, parts, media):
+        self.calls.append(len(media.pixels))
+        return torch.nn.functional.avg_pool2d(media.pixels, 8)
 
-    def encode_text(self, parts, captions):
-        self.calls.append(len(captions))
-        return [{"text": torch.full((4,), float(len(c))), "id": torch.tensor(len(c))} for c in captions]
+    def encode_text(self, parts, prompts):
+        self.calls.append(len(prompts))
+        return [{"text": torch.full((4,), float(len(p.text))), "id": torch.tensor(len(p.text))} for p in prompts]
 
     def frame_cond(self, framing):
         return {"size": torch.tensor([*framing.original, *framing.corner, *framing.size])}
 
     def token_counts(self, tokenizers, caption):
         return [("tokenizer", len(caption.split()), 4), ("tokenizer_2", len(caption.split()), 500)]
+
+
+def planned(specs: list[DataSet], resolutions=(64,), geometry: Geometry = GEOMETRY, **media: Any) -> Plan:
+    """The plan of data sets on disk."""
+    return plan(scan(specs), specs, MediaSpec(**media), resolutions, geometry)
+
+
+def nothing(done: int, of: int, **fields: Any) -> None:
+    """Progress that nobody watches."""
 
 
 @pytest.fixture
@@ -61,9 +78,10 @@ def picture(path: Path, size=(64, 64), colour=(200, 100, 50), caption: str | Non
 
 
 def item(width=64, height=64, name="a.png", **more: Any) -> Item:
+    caption = more.pop("caption", name)
     return Item(**{
-        "dataset": 0, "path": Path(name), "digest": name, "width": width, "height": height, "caption": name,
-        "caption_from": f"{name}.txt", **more,
+        "dataset": 0, "ref": name, "name": name, "kind": "image", "digest": hashlib.sha256(name.encode()).hexdigest(),
+        "width": width, "height": height, "captions": (caption,), "caption_from": f"{name}.txt", **more,
     })  # fmt: skip
 
 

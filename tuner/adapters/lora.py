@@ -38,7 +38,7 @@ class Lora:
         self.denoiser: Any = denoiser.requires_grad_(False)
         self.part = part
         if hasattr(denoiser, "add_adapter"):
-            self.denoiser.add_adapter(self.config)
+            self.denoiser.add_adapter(self.config)  # pyrefly: ignore[not-callable]
         else:  # networks of diffusers without its PeftAdapterMixin
             peft.inject_adapter_in_model(self.config, self.denoiser)
         self.layers = [m for m in denoiser.modules() if isinstance(m, LoraLayer)]

@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
-import av
 import numpy as np
 import soundfile
 from av.audio.frame import AudioFrame

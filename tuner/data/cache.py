@@ -110,7 +110,7 @@ class Cache:
         return [k for k, found in zip(unique, there, strict=True) if not found and self._find(k) is None]
 
     def get(self, key: str) -> Entry:
-        """The tensors of an entry, on the CPU, memory-mapped: they must not be changed. Raises `UserError` when gone."""
+        """The tensors of an entry, memory-mapped: they must not be changed. Raises `UserError` when it is gone."""
         with self._lock:
             shard = self._find(key)
             if shard is None:
@@ -203,7 +203,9 @@ class Cache:
         for partial in self.folder.glob("*.tmp"):
             if now - partial.stat().st_mtime > 3600:
                 partial.unlink(missing_ok=True)
-        for path in sorted(self.folder.glob("*.safetensors")) if keep is not None else []:
+        if keep is None:
+            return {"entries": 0, "bytes": 0}
+        for path in sorted(self.folder.glob("*.safetensors")):
             if now - path.stat().st_mtime < older * 86400:
                 continue
             with safe_open(path, "pt") as file:

@@ -14,7 +14,6 @@ from typing import BinaryIO
 
 from .item import Kind
 
-
 Source = Path | bytes
 """A file, or its bytes for callers that hold them (of an archive, a cloud store)."""
 

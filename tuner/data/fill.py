@@ -8,9 +8,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -33,8 +32,8 @@ COND = "cond."
 FEW = 24
 """Up to this number of items, starting worker processes takes longer than it saves."""
 
-Progress = Callable[[int, int, int], None]
-"""Called with (entries made, entries to make, bytes that all of them will have as far as is known)."""
+Progress = Callable[..., None]
+"""Called with (entries made, entries to make, bytes= what all of them will have as far as is known)."""
 
 
 @dataclass(frozen=True)
@@ -50,11 +49,11 @@ class Encoder:
 class Keys:
     """The keys of a plan's entries: of the contents, how they are cut, and what encodes them; never of names.
 
-    media, text: fingerprints of the encoders' weights and precision.
+    media, text: fingerprints of the encoders' weights and precision. rate: samples of sound per second, 0 without.
     """
 
-    def __init__(self, plan: Plan, family: Family, media: str, text: str) -> None:
-        self.plan, self.family = plan, family
+    def __init__(self, plan: Plan, family: Family, media: str, text: str, rate: int = 0) -> None:
+        self.plan, self.family, self.rate = plan, family, rate
         settings = json.dumps([family.name, family.task, family.encode_settings()], sort_keys=True, default=repr)
         self._media = hashlib.sha256(f"media {FORMAT} {settings} {media} {plan.fps}".encode())
         self._text = hashlib.sha256(f"text {FORMAT} {settings} {text}".encode())
@@ -82,32 +81,31 @@ class Keys:
     def told(self, planned: Planned, caption: str) -> Told:
         """What the family's text encoders are told of an item with this caption."""
         reads = self.family.reads
-        rate = self.plan_rate
         return Told(
             caption,
             _references(planned) if "references" in reads else (),
             planned.item.lyrics if "lyrics" in reads else "",
-            planned.bucket.samples / rate if "seconds" in reads and rate else 0.0,
+            planned.bucket.samples / self.rate if "seconds" in reads and self.rate else 0.0,
             planned if "references" in reads else None,
         )
-
-    plan_rate: int = 0
-    """Samples of sound per second, where a family reads the seconds."""
 
 
 @dataclass(frozen=True)
 class Told:
-    """What a text encoder is told of an item, by content. planned: whose reference pictures it looks at."""
+    """What a text encoder is told, by content. planned: the item, or pictures (PIL): what it looks at."""
 
     text: str
     references: tuple[Any, ...] = ()
     lyrics: str = ""
     seconds: float = 0.0
-    planned: Planned | None = None
+    planned: Planned | None = field(default=None, compare=False)
+    pictures: tuple[Any, ...] = field(default=(), compare=False)
 
     def prompt(self) -> Prompt:
         """With its reference pictures read."""
-        pictures = tensor.references(self.planned) if self.planned is not None else ()
+        pictures = tuple(tensor.to_tensor(p) for p in self.pictures)
+        if self.planned is not None:
+            pictures = tensor.references(self.planned)
         return Prompt(self.text, pictures, self.lyrics, self.seconds)
 
 
@@ -135,9 +133,9 @@ class _Groups(Dataset[Any]):
     def __len__(self) -> int:
         return len(self.groups)
 
-    def __getitem__(self, number: int) -> list[Tensors] | _Failure:
+    def __getitem__(self, index: int) -> list[Tensors] | _Failure:
         try:
-            return [self._one(i) for i in self.groups[number]]
+            return [self._one(i) for i in self.groups[index]]
         except UserError as error:
             return _Failure(str(error))
 
@@ -192,7 +190,7 @@ def fill_media(
             for i, entry in zip(group, encode(encoder, tensors, plan.fps), strict=True):
                 writer.put(todo[i], entry)
             done += len(group)
-            progress(done, len(todo), writer.written * len(todo) // done)
+            progress(done, len(todo), bytes=writer.written * len(todo) // done)
     finally:
         writer.flush()
     return writer.written
@@ -213,7 +211,7 @@ def encode(encoder: Encoder, tensors: Sequence[Tensors], fps: float) -> list[Ent
     for one, cond, raw in zip(latents.float().cpu(), conds, tensors, strict=True):
         entry: Entry = {"latents": one, **{f"{COND}{k}": v for k, v in cond.items()}}
         if raw.mask is not None:
-            entry["mask"] = F.adaptive_avg_pool2d(raw.mask.float() / 255, tuple(one.shape[-2:]))
+            entry["mask"] = F.adaptive_avg_pool2d(raw.mask.float() / 255, (one.shape[-2], one.shape[-1]))
         if raw.control is not None:
             entry["control"] = raw.control
         entries.append(entry)
@@ -259,7 +257,7 @@ def fill_text(cache: Cache, told: dict[str, Told], encoder: Encoder, progress: P
             for key, cond in zip(group, conds, strict=True):
                 writer.put(key, cond)
             done = start + len(group)
-            progress(done, len(todo), writer.written * len(todo) // done)
+            progress(done, len(todo), bytes=writer.written * len(todo) // done)
     finally:
         writer.flush()
     return writer.written
@@ -267,14 +265,3 @@ def fill_text(cache: Cache, told: dict[str, Told], encoder: Encoder, progress: P
 
 def _moved(prompt: Prompt, device: torch.device | str) -> Prompt:
     return Prompt(prompt.text, tuple(r.to(device) for r in prompt.references), prompt.lyrics, prompt.seconds)
-
-
-class Pace:
-    """Seconds left of a filling, from its speed so far."""
-
-    def __init__(self) -> None:
-        self._began = time.monotonic()
-
-    def left(self, done: int, of: int) -> float:
-        """Seconds, rounded to tenths."""
-        return round((time.monotonic() - self._began) / max(done, 1) * (of - done), 1)

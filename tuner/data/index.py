@@ -19,10 +19,10 @@ from pyarrow import parquet
 
 from ..errors import Problem
 from ..recipe import DataSet
-from . import captions, media, stores
+from . import captions, stores
+from .facts import SAYS, Look
 from .item import Companion, Entry, Item, Kind
 from .looks import Looks, Wanted
-from .media import Look
 from .sources import listing
 
 if TYPE_CHECKING:
@@ -85,19 +85,17 @@ class Index:
 
     def item(self, row: int) -> Item:
         """One row as a value."""
-        got = {name: self.table.column(name)[row].as_py() for name in SCHEMA.names}
-        return Item(
-            **{
-                **got,
-                "kind": KINDS[got["kind"]],
-                "digest": got["digest"].hex(),
-                "captions": tuple(got["captions"]),
-                "mask": _companion(got["mask"]),
-                "control": _companion(got["control"]),
-                "references": tuple(_companion(r) for r in got["references"] or ()),
-                "crop": tuple(got["crop"]) if got["crop"] else None,
-            }
-        )
+        got: dict[str, Any] = {name: self.table.column(name)[row].as_py() for name in SCHEMA.names}
+        changed: dict[str, Any] = {
+            "kind": KINDS[got["kind"]],
+            "digest": got["digest"].hex(),
+            "captions": tuple(got["captions"]),
+            "mask": _companion(got["mask"]),
+            "control": _companion(got["control"]),
+            "references": tuple(_companion(r) for r in got["references"] or ()),
+            "crop": tuple(got["crop"]) if got["crop"] else None,
+        }
+        return Item(**{**got, **changed})
 
     @property
     def items(self) -> Sequence[Item]:
@@ -178,18 +176,17 @@ class _Scan:
     """Items without any caption."""
     unpaired: dict[str, list[Entry]] = field(default_factory=lambda: defaultdict(list))
     """Setting (mask, control, reference) → items that lack one."""
-    bad: int = 0
 
     def key(self, name: str) -> str:
         return f"data.{self.number}.{name}"
 
     def file_problem(self, ref: str, what: str) -> None:
         """An error about one file, or, where the user said so, a warning that it is left out."""
-        skip, self.bad = self.key("on_problem"), self.bad + 1
+        skip, name = self.key("on_problem"), stores.said(ref)
         if self.spec.on_problem == "skip":
-            self.problems.append(Problem("warning", ref, f"{ref} {what}. It is left out ({skip} is skip)."))
+            self.problems.append(Problem("warning", ref, f"{name} {what}. It is left out ({skip} is skip)."))
         else:
-            text = f"{ref} {what}, or set {skip}=skip to leave such files out."
+            text = f"{name} {what}, or set {skip}=skip to leave such files out."
             self.problems.append(Problem("error", ref, text, {skip: "skip"}))
 
 
@@ -250,8 +247,16 @@ def _wanted(entry: Entry, spec: DataSet) -> list[Wanted]:
     files = [Wanted(entry.ref, entry.kind, entry.version, spec.background)]
     for ref, paper in ((entry.mask, "black"), (entry.control, "black"), *((r, "white") for r in entry.references)):
         if ref:
-            files.append(Wanted(ref, "image", stores.version(ref), paper))
+            files.append(Wanted(ref, "image", _version(ref), paper))
     return files
+
+
+def _version(ref: str) -> str:
+    """ "" for what cannot be reached: the look will say why."""
+    try:
+        return stores.version(ref)
+    except stores.Unreadable:
+        return ""
 
 
 def _without_training(items: list[Item], datasets: Sequence[DataSet]) -> list[Problem]:
@@ -274,7 +279,12 @@ def _items(scan: _Scan, looks: Iterator[Look]) -> list[Item]:
         if entry.mask:
             notes += [(f"mask of {entry.name}", note, entry.mask) for note in facts[entry.mask].notes]
         items.append(item)
-    scan.problems += _gather(notes) + _bare(scan) + _unpaired(scan) + _copies(items, scan)
+    scan.problems += (
+        _gather(notes, NOUNS[scan.entries[0].kind][1] if scan.entries else "")
+        + _bare(scan)
+        + _unpaired(scan)
+        + _copies(items, scan)
+    )
     if scan.entries and not items and not any(p.level == "error" for p in scan.problems):
         what = NOUNS[scan.entries[0].kind][0]
         text = f"{scan.key('path')} is {scan.spec.path}, where no {what} can be used; see the warnings on its files."
@@ -322,8 +332,8 @@ def _text(scan: _Scan, ref: str) -> str | None:
     """A text file's content, or None after saying why not."""
     try:
         return captions.read_text(stores.read(ref)).strip()
-    except media.Unusable as reason:
-        scan.file_problem(ref, str(reason))
+    except stores.Unreadable as reason:
+        scan.file_problem(ref, reason.what)
     except ValueError:
         scan.file_problem(ref, "is not text in UTF-8; save it in that encoding")
     return None
@@ -354,7 +364,7 @@ def _captions(scan: _Scan, entry: Entry) -> tuple[tuple[str, ...], str] | None:
             return None
         texts, origin = ("",), scan.key("trigger")
     try:
-        return captions.final(texts, spec), origin
+        return captions.final(texts, spec) or ("",), origin
     except captions.NoTrigger:
         key = scan.key("trigger")
         if not any(p.where == key and p.level == "error" for p in scan.problems):  # one setting solves all of them
@@ -425,7 +435,8 @@ def _companions(scan: _Scan, entry: Entry, facts: dict[str, Look]) -> dict[str, 
     for name, given in refs.items():
         present = [ref for ref in given if ref]
         expected = bool(wanted[name] or getattr(columns, name))
-        many = len(wanted[name]) if isinstance(wanted[name], list) else 1
+        setting = wanted[name]
+        many = len(setting) if isinstance(setting, list) else 1
         if expected and len(present) < many:
             scan.unpaired[name].append(entry)
             if name != "mask" or scan.spec.on_problem != "skip":
@@ -482,19 +493,19 @@ def _unpaired(scan: _Scan) -> list[Problem]:
     return problems
 
 
-def _gather(notes: list[tuple[str, tuple[str, str], str]]) -> list[Problem]:
+def _gather(notes: list[tuple[str, tuple[str, str], str]], noun: str) -> list[Problem]:
     """Notes on conversions: a few name every file, many of one kind are counted."""
     kinds: dict[tuple[str, str], list[tuple[str, str, str]]] = defaultdict(list)
     for name, (kind, detail), ref in notes:
         kinds[kind, "" if kind in {"animation", "pages"} else detail].append((name, ref, detail))
     problems = []
     for (kind, shared), files in kinds.items():
-        one, many = media.SAYS[kind]
+        one, many = SAYS[kind]
         if len(files) <= SHOWN:
             problems += [Problem("note", ref, f"{name} {one.format(detail)}") for name, ref, detail in files]
         else:
             name, ref, _ = files[0]
-            problems.append(Problem("note", ref, f"{len(files)} files (first: {name}) {many.format(shared)}"))
+            problems.append(Problem("note", ref, f"{len(files)} {noun} (first: {name}) {many.format(shared)}"))
     return problems
 
 

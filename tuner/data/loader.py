@@ -73,10 +73,10 @@ class Loader:
             keys=tuple(p.item.ref for p in plans),
             draws=tuple(d.place for d in draws),
             of=draws[0].of,
-            mask=_stacked(media, "mask") if bucket.masked else None,
+            mask=_masks(media) if bucket.masked else None,
             role=spec.role,
             strength=spec.strength,
-            control=_stacked(media, "control").float() / 127.5 - 1 if bucket.controlled else None,
+            control=torch.stack([m["control"] for m in media]).float() / 127.5 - 1 if bucket.controlled else None,
         )
 
     def _caption(self, draw: Draw, planned: Planned, k: int | None) -> str:
@@ -108,5 +108,7 @@ def _random(*purpose: object) -> random.Random:
     return random.Random(mix(*purpose))
 
 
-def _stacked(media: Sequence[Entry], name: str) -> Tensor:
-    return torch.stack([m[name] for m in media])
+def _masks(media: Sequence[Entry]) -> Tensor:
+    """[B, 1, h, w]; all of an item without a mask counts."""
+    whole = torch.ones(1, *media[0]["latents"].shape[-2:])
+    return torch.stack([m.get("mask", whole) for m in media])

@@ -12,13 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from . import audio, media, stores, video
+from .facts import Look
 from .item import Kind
-from .media import Look
 
 FORMAT = 2
 """Raise it whenever `media`, `video` or `audio` decode differently."""
 
-COLUMNS = ("key", "digest", "width", "height", "frames", "fps", "seconds", "rate", "channels", "blank", "notes")
+COLUMNS = (
+    "key", "kind", "digest", "width", "height", "frames", "fps", "seconds", "rate", "channels", "blank", "notes"
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -43,8 +45,8 @@ def look(wanted: Wanted) -> Look:
             return media.look_bytes(stores.read(wanted.ref), "image", wanted.paper)
         path = stores.local(wanted.ref)
         return video.look(path) if wanted.kind == "video" else audio.look(path)
-    except media.Unusable as reason:
-        return Look(error=str(reason))
+    except stores.Unreadable as reason:
+        return Look(error=reason.what)
 
 
 class Looks:

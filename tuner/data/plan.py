@@ -18,9 +18,9 @@ from ..family import Framing, Geometry
 from ..recipe import DataSet, MediaSpec
 from . import video
 from .buckets import sized
+from .facts import Look, Unusable
 from .index import KINDS, NOUNS, Index
 from .item import Item, Kind
-from .media import Look
 
 CUT = 0.25
 """Share of a picture's area beyond which cutting it off is worth a warning."""
@@ -35,8 +35,8 @@ class Bucket:
     """What the items of one batch have in common. Sizes in pixels.
 
     dataset: number of the data set. resolution: the one that was asked for. frames: of a clip, 1 for a picture, 0 for
-    sound. samples: of sound, 0 for none. references: sizes of the reference pictures. masked, controlled: whether the
-    items have a mask, a control picture.
+    sound. samples: of sound, 0 for none. references: sizes of the reference pictures. masked, controlled: whether any
+    item of the data set has a mask (those without one count whole), a control picture.
     """
 
     dataset: int
@@ -266,8 +266,8 @@ class _Piece:
 
     def _flags(self, rows: np.ndarray) -> np.ndarray:
         table = self.made.index.table
-        masked, controlled = (table.column(n).is_valid().to_numpy()[rows] for n in ("mask", "control"))
-        return masked.astype(np.int64) + 2 * controlled.astype(np.int64)
+        masked, controlled = (table.column(n).is_valid().to_numpy()[rows].any() for n in ("mask", "control"))
+        return np.full(len(rows), int(masked) + 2 * int(controlled), np.int64)
 
     def _clips(self, part: _Part) -> _Part:
         """Each video once per clip; those too short for one are left out."""
@@ -279,9 +279,11 @@ class _Piece:
         ids: dict[tuple[int, int, tuple], int] = {}
         for place, row in enumerate(part.rows):
             about = Look(**{n: index.numbers(n)[row].item() for n in ("frames", "fps", "seconds", "rate")})
-            found = video.clips(about, frames=frames, fps=self.made.fps, step=g.frame_step, clips=self.media.clips)
-            if not found:
+            try:
+                found = video.clips(about, frames=frames, fps=self.made.fps, step=g.frame_step, clips=self.media.clips)
+            except Unusable:
                 none.append(row)
+                continue
             for clip in found:
                 samples = 0
                 if g.sample_rate and self.media.sound and about.rate:
@@ -370,7 +372,6 @@ def _gather(made: Plan, parts: list[_Part]) -> None:
     for number, part in enumerate(parts):
         ids = np.array([extras.setdefault(e, len(extras)) for e in part.extras], np.int64)
         shared.append((part.dataset, KINDS[part.kind], part.resolution))
-        # one number per bucket: 8 bits of the part beyond those of size, extra and flags would be too few for large runs
         low = (part.size[:, 0].astype(np.int64) << 18 | part.size[:, 1]) << 2 | part.flags
         keys.append((low, ids[part.extra], np.full(len(low), number)))
     low, extra, number = (np.concatenate(column) for column in zip(*keys, strict=True))

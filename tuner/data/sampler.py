@@ -124,6 +124,6 @@ class Sampler:
 
 
 def uses(index: np.ndarray, bucket: np.ndarray, datasets: Sequence[int], times: Sequence[float]) -> Uses:
-    """The uses [N] of a plan, with the times per epoch of their data sets. datasets: [buckets] number of each bucket's."""
+    """The uses [N] of a plan, with the times per epoch of their data sets. datasets: [buckets] the data set of each."""
     per_bucket = np.array([times[d] for d in datasets], np.float64)
     return Uses(index, bucket, per_bucket[bucket] if len(bucket) else np.empty(0))

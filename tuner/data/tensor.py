@@ -16,6 +16,7 @@ from ..errors import UserError
 from ..family import Framing, Geometry
 from . import audio, media, stores, video
 from .buckets import frame
+from .facts import CHANGED, Unusable
 from .item import Companion
 from .plan import Planned
 
@@ -56,18 +57,19 @@ def pixels(planned: Planned, background: str = "white") -> Tensor:
     try:
         clip = video.Clip(planned.start, planned.bucket.frames)
         area = box(framing, (item.width, item.height))
-        frames = video.read(_unchanged(item.ref, item.digest), clip, planned.fps, area, framing.size)
-    except media.Unusable as reason:
+        file = _unchanged(item.ref, item.digest)
+        frames = video.read(file, clip, planned.fps, area, framing.size, background)
+    except Unusable as reason:
         raise UserError(f"{item.ref} {reason}") from None
     return torch.from_numpy(frames).permute(3, 0, 1, 2).float().div_(127.5).sub_(1)
 
 
 def _unchanged(ref: str, digest: str) -> Path:
-    """A local file of the clip or sound, which must still be the one that was scanned. Raises `media.Unusable`."""
+    """A local file of the clip or sound, which must still be the one that was scanned. Raises `Unusable`."""
     path = stores.local(ref)
     stat = path.stat()
     if _digest(path, stat.st_size, stat.st_mtime_ns) != digest:
-        raise media.Unusable("was changed while it was in use; start again, so that it is read anew.")
+        raise Unusable(CHANGED)
     return path
 
 
@@ -85,7 +87,7 @@ def _sound(planned: Planned, geometry: Geometry) -> Tensor:
         return torch.from_numpy(
             read(_unchanged(item.ref, item.digest), planned.start, seconds, rate, geometry.channels)
         )
-    except media.Unusable as reason:
+    except Unusable as reason:
         raise UserError(f"{item.ref} {reason}") from None
 
 
@@ -93,6 +95,25 @@ def references(planned: Planned) -> tuple[Tensor, ...]:
     """The reference pictures of a plan, each [3, h, w] in -1..1 at its size in the bucket."""
     pairs = zip(planned.item.references, planned.bucket.references, strict=True)
     return tuple(to_tensor(fit(picture(r), frame((r.width, r.height), size))) for r, size in pairs)
+
+
+def starts(planned: Planned) -> tuple[Image.Image, ...]:
+    """The pictures that an edit or a clip of this item starts from: its references, else its first frame."""
+    shown = references(planned) or (pixels(planned)[:, 0],)
+    return tuple(to_picture(one) for one in shown)
+
+
+def to_picture(one: Tensor) -> Image.Image:
+    """[3, H, W] in -1..1 → RGB."""
+    return Image.fromarray(((one + 1) * 127.5).round().clamp(0, 255).byte().permute(1, 2, 0).numpy())
+
+
+def open_picture(path: Path) -> Image.Image:
+    """A picture file that a setting names, upright, RGB. Raises `UserError`."""
+    try:
+        return media.decode(stores.read(str(path))).image
+    except Unusable as reason:
+        raise UserError(f"{path} {reason}.") from None
 
 
 def to_mask(planned: Planned) -> Tensor:
@@ -107,7 +128,7 @@ def picture(file: Companion, background: str = "white") -> Image.Image:
     """A picture, upright, RGB. Raises `UserError` if it is no longer the one that was scanned."""
     try:
         return media.load_bytes(stores.read(file.ref), file.digest, background)
-    except media.Unusable as reason:
+    except Unusable as reason:
         raise UserError(f"{file.ref} {reason}") from None
 
 

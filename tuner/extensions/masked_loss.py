@@ -30,12 +30,13 @@ class MaskedLoss(Extension):
     kind = "masked_loss"
     title = "Masked loss"
     Settings = MaskedLossSettings
+    reads = frozenset({"mask"})
 
     def refuses(self, family: Family, recipe: Recipe) -> str | None:
         """Without masks it would do nothing; sound has no picture to mask."""
         if family.modality == "audio":
             return f"masked_loss is for pictures and videos, {family.name} makes sound; remove the extension."
-        if not any(data.mask for data in recipe.data if data.role == "train"):
+        if not any(data.mask or data.columns.mask for data in recipe.data if data.role != "validation"):
             return "masked_loss needs a mask folder; set data.0.mask or remove the extension."
         return None
 

@@ -1,0 +1,351 @@
+"""Understand a recipe and plan its data, before any weights are loaded: what `check` shows, and a run begins with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+
+from . import device, extensions, families, optimizers
+from .data import index, plan, sampler
+from .data.item import Kind
+from .device import Device
+from .errors import Problem
+from .extension import Extension, Stack
+from .family import Family, Geometry
+from .home import cache_folder
+from .objective import Objective
+from .recipe import Recipe
+from .source import Source
+
+LISTED = 200
+"""Up to this number of uses, a report lists every one unless it is told otherwise."""
+
+
+@dataclass
+class Prepared:
+    """A recipe that was understood and planned; no weights are loaded yet."""
+
+    recipe: Recipe
+    family: Family
+    source: Source
+    objective: Objective
+    geometry: Geometry
+    device: Device
+    extensions: list[Extension]
+    index: index.Index
+    plan: plan.Plan
+    problems: list[Problem] = field(default_factory=list)
+
+    @cached_property
+    def trained(self) -> np.ndarray:
+        """Places in the plan of what is trained on."""
+        return self.plan.having("train", "regularisation")
+
+    @cached_property
+    def held(self) -> np.ndarray:
+        """Places in the plan of what is held for the validation loss."""
+        return self.plan.having("validation")
+
+    @cached_property
+    def sampler(self) -> sampler.Sampler:
+        """The order of the training items."""
+        train, chosen = self.recipe.train, self.trained
+        times = [spec.repeats * spec.weight for spec in self.recipe.data]
+        uses = sampler.uses(chosen, self.plan.bucket[chosen], [b.dataset for b in self.plan.buckets], times)
+        return sampler.Sampler(uses, sampler.Rules(train.batch, train.accumulate, train.seed, train.last_batch))
+
+
+def prepare(recipe: Recipe, progress: Callable[[int, int], None] | None = None) -> Prepared:
+    """Understand a recipe and plan its data. Raises `UserError` for what makes planning impossible.
+
+    Everything else that is wrong or worth knowing is in `problems`. progress: (files looked at, files).
+    """
+    family = families.build(recipe.family, recipe.options, recipe.task)
+    source = Source(recipe.source, family.sources)
+    family.accept(source)
+    where = device.pick()
+    device.check_precision(recipe, where)
+    geometry = family.geometry(source)
+    recipe = resolve(recipe, family, geometry, where)
+    built = [extensions.build(spec, i) for i, spec in enumerate(recipe.extensions)]
+    Stack(built)
+    objective = family.objective(source, recipe.train.snr_gamma)
+    found = index.scan(recipe.data, kinds(family), progress, cache_folder())
+    made = plan.plan(found, recipe.data, recipe.media, recipe.media.resolutions or [], geometry)
+    ready = Prepared(recipe, family, source, objective, geometry, where, built, found, made)
+    ready.problems += [*found.problems, *made.problems, *_data_problems(ready), *_settings(ready)]
+    return ready
+
+
+def kinds(family: Family) -> frozenset[Kind]:
+    """What a family trains on: a picture is a clip of one frame, but no clip to start from its first frame."""
+    if family.modality == "video":
+        return frozenset({"video"}) if family.task == "image_to_video" else frozenset({"image", "video"})
+    return frozenset({family.modality})
+
+
+def resolve(recipe: Recipe, family: Family, geometry: Geometry, where: Device) -> Recipe:
+    """The recipe with every default of its family and optimiser written out: what the run folder keeps.
+
+    So does the number of CPU threads, on which the last digits of a loss depend: a resumed run takes the same.
+    """
+    train, media = recipe.train, recipe.media
+    resolutions = media.resolutions or ([family.resolution] if family.resolution else None)
+    lengths: dict[str, Any] = {}
+    if family.modality == "video":
+        lengths = {"frames": media.frames or geometry.frames, "fps": media.fps or geometry.fps}
+    elif family.modality == "audio":
+        lengths = {"seconds": media.seconds or geometry.seconds}
+    change: dict[str, Any] = {
+        "options": family.options.model_dump(mode="json"),
+        "media": media.model_copy(update={"resolutions": resolutions, **lengths}),
+        "train": train.model_copy(
+            update={
+                "lr": train.lr or optimizers.default_lr(train.optimizer),
+                "timesteps": train.timesteps or family.timesteps,
+                "threads": train.threads or (torch.get_num_threads() if where.kind == "cpu" else None),
+            }
+        ),
+    }
+    if recipe.adapter.kind == "lora" and recipe.adapter.alpha is None:
+        change["adapter"] = recipe.adapter.model_copy(update={"alpha": float(recipe.adapter.rank)})
+    if (spec := recipe.validation) is not None:
+        update: dict[str, Any] = {"guidance": family.guidance if spec.guidance is None else spec.guidance}
+        if resolutions:
+            update["size"] = spec.size or media.size or (resolutions[0], resolutions[0])
+        if family.modality == "video":
+            update["frames"] = spec.frames or lengths["frames"]
+        if family.modality == "audio":
+            update["seconds"] = spec.seconds or lengths["seconds"]
+        change["validation"] = spec.model_copy(update=update)
+    return recipe.model_copy(update=change)
+
+
+# -- problems ----------------------------------------------------------------------------------------------------------
+
+
+def _data_problems(ready: Prepared) -> Iterator[Problem]:
+    recipe = ready.recipe
+    planned = len(ready.trained)
+    if not planned and not any(p.level == "error" for p in ready.problems):
+        nothing = not any(spec.role != "validation" for spec in recipe.data)
+        if nothing and not ready.index.problems:
+            yield Problem("error", "data", "No data set has role=train; give at least one for training.")
+    if not len(ready.index):
+        return
+    tokenizers = {p: ready.source.load(p, torch.float32) for p in ready.family.text_parts if p.startswith("tokenizer")}
+    yield from index.long_captions(ready.index, recipe.data, ready.family, tokenizers)
+
+
+def _settings(ready: Prepared) -> Iterator[Problem]:
+    """Settings that contradict each other or do nothing here."""
+    recipe = ready.recipe
+    yield from optimizers.problems(recipe.train)
+    if recipe.train.shift != "auto" and not ready.objective.flow:
+        text = f"train.shift has no meaning for {ready.family.name}, which is no flow model; remove it."
+        yield Problem("error", "train.shift", text, {"train.shift": "auto"})
+    yield from _targets(ready)
+    yield from _sample_settings(ready)
+    yield from _media_settings(ready)
+    yield from _idle(ready)
+    for i, e in enumerate(ready.extensions):
+        if reason := e.refuses(ready.family, recipe):
+            yield Problem("error", f"extensions.{i}", f"{e.kind}: {reason}")
+
+
+def _targets(ready: Prepared) -> Iterator[Problem]:
+    targets, presets = getattr(ready.recipe.adapter, "targets", []), ready.family.targets
+    if isinstance(targets, str) and targets not in presets:
+        text = f"adapter.targets is {targets!r}; {ready.family.name} has the presets {', '.join(presets)}; choose one."
+        yield Problem("error", "adapter.targets", text, {"adapter.targets": "default"})
+
+
+def _sample_settings(ready: Prepared) -> Iterator[Problem]:
+    spec, g = ready.recipe.validation, ready.geometry
+    if spec is None:
+        return
+    if spec.size is not None and any(edge % g.multiple or edge < g.multiple for edge in spec.size):
+        text = f"validate.size is {list(spec.size)}; both must be multiples of {g.multiple}."
+        rounded = [max(1, round(edge / g.multiple)) * g.multiple for edge in spec.size]
+        yield Problem("error", "validate.size", text, {"validate.size": rounded})
+    if spec.frames is not None and g.frame_step and (spec.frames - 1) % g.frame_step:
+        fitting = (spec.frames - 1) // g.frame_step * g.frame_step + 1
+        text = (
+            f"validate.frames is {spec.frames}; {ready.family.name} makes {g.frame_step}k + 1, for example {fitting}."
+        )
+        yield Problem("error", "validate.frames", text, {"validate.frames": fitting})
+    if spec.references and len(spec.references) not in (1, len(spec.prompts)):
+        text = (
+            f"validate.references has {len(spec.references)} pictures for {len(spec.prompts)} prompts; "
+            "give one for each prompt, or one for all."
+        )
+        yield Problem("error", "validate.references", text)
+    if spec.lyrics and len(spec.lyrics) != len(spec.prompts):
+        text = f"validate.lyrics has {len(spec.lyrics)} texts for {len(spec.prompts)} prompts; give one for each."
+        yield Problem("error", "validate.lyrics", text)
+
+
+def _media_settings(ready: Prepared) -> Iterator[Problem]:
+    media, g = ready.recipe.media, ready.geometry
+    if g.frame_step and media.frames and (media.frames - 1) % g.frame_step:
+        used = (media.frames - 1) // g.frame_step * g.frame_step + 1
+        text = f"media.frames is {media.frames}; {used} are used: this model takes {g.frame_step}k + 1 frames."
+        yield Problem("note", "media.frames", text, {"media.frames": used})
+
+
+def _idle(ready: Prepared) -> Iterator[Problem]:
+    """Settings that nothing in this run reads: an option that does nothing must not pass for one that acts."""
+    recipe, family = ready.recipe, ready.family
+    read = {name for e in ready.extensions for name in e.reads} | set(getattr(recipe.adapter, "reads", ()))
+    if family.task in ("edit", "image_to_video"):
+        read.add("reference")
+    for number, spec in enumerate(recipe.data):
+        set_here = {
+            "mask": spec.mask or spec.columns.mask,
+            "control": spec.control or spec.columns.control,
+            "reference": spec.reference or spec.columns.reference,
+            "strength": spec.strength != 1.0,
+        }
+        for name, given in set_here.items():
+            if given and name not in read:
+                key = f"data.{number}.{name}"
+                text = (
+                    f"{key} is set, but nothing in this recipe reads it ({READERS[name]}); add that, or remove {key}."
+                )
+                yield Problem("error", key, text)
+        if family.task == "edit" and spec.role != "regularisation" and not set_here["reference"]:
+            key = f"data.{number}.reference"
+            text = (
+                f"task is edit, but {key} is empty; set it to the folder with the pictures that the edits start from."
+            )
+            yield Problem("error", key, text)
+    media = recipe.media
+    idle = {"frames": family.modality != "video", "fps": family.modality != "video"}
+    idle["seconds"] = family.modality == "image"
+    idle["clips"] = family.modality == "image"
+    for name, does_nothing in idle.items():
+        if does_nothing and name in media.model_fields_set and getattr(media, name) not in (None, 1):
+            key = f"media.{name}"
+            yield Problem("error", key, f"{key} has no meaning for {family.name} ({family.modality}); remove it.")
+
+
+READERS = {
+    "mask": "the extension masked_loss does",
+    "control": "ControlNet training does",
+    "reference": "task=edit and task=image_to_video do",
+    "strength": "the extension slider does",
+}
+
+
+# -- the report --------------------------------------------------------------------------------------------------------
+
+
+def report(ready: Prepared, everything: bool = False) -> dict[str, Any]:
+    """The plan as plain values: what `tuner check` prints and the app shows.
+
+    everything: list each use of each item, however many there are; else only up to 200.
+    """
+    per_epoch = ready.sampler.steps_per_epoch if len(ready.trained) else 0
+    count = len(ready.plan) + sum(len(rows) for rows, _, _ in ready.plan.unused)
+    listed = everything or count <= LISTED
+    return {
+        "ok": not any(p.level == "error" for p in ready.problems),
+        "problems": [p.as_dict() for p in ready.problems],
+        "plan": {
+            "items": len(np.unique(ready.plan.rows)),
+            "unused": len(np.unique(np.concatenate([r for r, _, why in ready.plan.unused if why != "done"] or [[]]))),
+            "buckets": _buckets(ready),
+            "datasets": _shares(ready),
+            "steps_per_epoch": per_epoch,
+            "epochs": round(ready.recipe.train.steps / per_epoch, 2) if per_epoch else 0,
+            "uses": [*_uses(ready), *_unused(ready)] if listed else [],
+            "uses_listed": listed,
+            "cache": predicted(ready),
+        },
+        "device": {"kind": ready.device.kind, "name": ready.device.name, "reason": ready.device.reason},
+    }
+
+
+def _buckets(ready: Prepared) -> list[dict[str, Any]]:
+    """Every bucket: size, items, what an epoch draws from it, and the repeats with which its steps would be full."""
+    made, size = ready.plan, ready.sampler.size
+    counts = made.counts()
+    drawn = dict(zip(np.unique(made.bucket[ready.trained]).tolist(), ready.sampler.per_bucket(), strict=True))
+    rows = []
+    for number, b in enumerate(made.buckets):
+        items, steps = drawn.get(number, (0, 0))
+        row = {
+            "dataset": b.dataset, "kind": b.kind, "resolution": b.resolution, "width": b.width, "height": b.height,
+            "items": int(counts[number]), "drawn": items, "steps": steps,
+            "repeats_to_fill": -(-size // int(counts[number])) if items and items < size else 0,
+        }  # fmt: skip
+        row |= {"frames": b.frames} if b.kind == "video" else {}
+        row |= {"seconds": round(b.samples / ready.geometry.sample_rate, 3)} if b.samples else {}
+        row |= {"references": [list(r) for r in b.references]} if b.references else {}
+        rows.append(row)
+    return sorted(rows, key=lambda r: (r["dataset"], r["resolution"], r["width"], r["height"]))
+
+
+def _shares(ready: Prepared) -> list[dict[str, Any]]:
+    """Every data set: its part of what an epoch draws."""
+    drawn = dict(zip(np.unique(ready.plan.bucket[ready.trained]).tolist(), ready.sampler.per_bucket(), strict=True))
+    total = sum(n for n, _ in drawn.values()) or 1
+    datasets = ready.index.numbers("dataset")
+    rows = []
+    for number, spec in enumerate(ready.recipe.data):
+        mine = sum(n for b, (n, _) in drawn.items() if ready.plan.buckets[b].dataset == number)
+        rows.append(
+            {
+                "path": spec.path, "role": spec.role, "items": int((datasets == number).sum()), "drawn": mine,
+                "share": round(mine / total, 4),
+            }
+        )  # fmt: skip
+    return rows
+
+
+def _uses(ready: Prepared) -> Iterator[dict[str, Any]]:
+    for i in range(len(ready.plan)):
+        p = ready.plan[i]
+        scale = p.framing.scaled[0] / p.item.width if p.item.width else 1.0
+        left, top = p.framing.corner
+        row = {
+            "name": p.item.name, "ref": p.item.ref, "dataset": p.item.dataset, "kind": p.item.kind,
+            "resolution": p.bucket.resolution, "bucket": [p.bucket.width, p.bucket.height],
+            "original": [p.item.width, p.item.height], "scale": round(scale, 4),
+            "crop": [left, top, left + p.bucket.width, top + p.bucket.height], "scaled": list(p.framing.scaled),
+            "captions": list(p.item.captions),
+        }  # fmt: skip
+        if p.item.kind != "image":
+            row |= {"start": round(p.start, 3)}
+        yield row | ({"frames": p.bucket.frames} if p.item.kind == "video" else {})
+
+
+def _unused(ready: Prepared) -> Iterator[dict[str, Any]]:
+    for rows, resolution, reason in ready.plan.unused:
+        for row in rows.tolist():
+            item = ready.index.item(row)
+            yield {
+                "name": item.name, "ref": item.ref, "dataset": item.dataset, "kind": item.kind,
+                "resolution": resolution, "unused": plan.REASONS[reason], "original": [item.width, item.height],
+            }  # fmt: skip
+
+
+def predicted(ready: Prepared) -> dict[str, int]:
+    """Bytes that the latents of the plan will take, 0 where the autoencoder's channels are not stated."""
+    config, g = ready.source.config(ready.family.media_parts[0]), ready.geometry
+    channels = int(config.get("latent_channels") or config.get("z_dim") or config.get("decoder_input_channels") or 0)
+    total = 0
+    for bucket, count in zip(ready.plan.buckets, ready.plan.counts(), strict=True):
+        cells = (
+            (bucket.width // g.rate)
+            * (bucket.height // g.rate)
+            * max(1, (bucket.frames - 1) // (g.frame_step or 1) + 1)
+        )
+        cells += bucket.samples // g.hop
+        total += int(count) * cells * channels * 4
+    return {"latents": total}
