@@ -93,7 +93,7 @@ def clips(look: Look, *, frames: int, fps: float, step: int, clips: int, first: 
 def look(source: Source, whole: bool = True) -> Look:
     """The facts of a video, from decoding all of it; damage anywhere makes it unusable.
 
-    whole=False reads all packets and decodes only the first frame, unless the numbers of the file disagree: some twenty
+    whole=False reads all packets and decodes only the first frame, unless the numbers of the file disagree: some fifty
     times faster, but damage is found only by `read`. The sound is decoded by `sound` alone.
     """
     try:
