@@ -18,7 +18,7 @@ from av.audio.stream import AudioStream
 from av.container import InputContainer, OutputContainer
 
 from . import facts
-from .container import TROUBLE, container, seconds_of
+from .container import TROUBLE, container, seconds_of, ticks
 from .facts import Look, Source, Unusable, opened
 
 RATES = (2_000, 768_000)
@@ -137,6 +137,11 @@ def resample(samples: np.ndarray, rate: int, new: int) -> np.ndarray:
     return np.concatenate(done, 1)
 
 
+def first_track(held: InputContainer) -> AudioStream | None:
+    """The first sound that can be decoded: PyAV gives a stream of an unknown codec no facts."""
+    return next((s for s in held.streams.audio if getattr(s, "rate", 0) and getattr(s, "channels", 0)), None)
+
+
 def add_track(held: OutputContainer, rate: int, channels: int) -> AudioStream:
     """An AAC track for sound of this rate, or 48 kHz where AAC does not have it."""
     track = held.add_stream("aac", rate if rate in AAC_RATES else 48_000, {"b": "192k"})
@@ -158,7 +163,7 @@ def frames(samples: np.ndarray, rate: int, new: int) -> Iterator[AudioFrame]:
 class Track:
     """Sound that FFmpeg decodes. origin: where time 0 is on the file's clock; None takes the first sample.
 
-    A part from the middle is placed by the file's clock: Matroska's is right to half a millisecond, others' to a sample.
+    A part from the middle is placed by the file's clock, right to a sample; Matroska's, to half a millisecond.
     """
 
     def __init__(self, held: InputContainer, stream: AudioStream, origin: float | None = None) -> None:
@@ -201,7 +206,7 @@ class Track:
         if self._held.format.name in {"mp3", "aac", "amr"} or start <= self._clock(self._first):
             return self._frames
         try:
-            self._held.seek(int(start / self._stream.time_base), stream=self._stream, backward=True)
+            self._held.seek(ticks(self._stream, start), stream=self._stream, backward=True)
         except TROUBLE:
             return self._frames
         return self._decode()
@@ -244,7 +249,7 @@ class Plain:
         self._file, self.rate, self.promised = file, file.samplerate, 0.0
         self.names = ("FC",) if file.channels == 1 else ("FL", "FR")
         # libsndfile mends the header of a WAV that was cut off, and tells it only in its log
-        for there, lost in re.findall(r"^(?:data|SSND) *: (\d+) \(should be (\d+)\)", file.extra_info, re.MULTILINE):
+        for there, lost in re.findall(r"^ *(?:data|SSND) *: (\d+) \(should be (\d+)\)", file.extra_info, re.MULTILINE):
             if int(lost) < int(there) < 0x7FFFF000:  # above: written by a program that did not know the end
                 raise Unusable(_cut_off(int(lost) / int(there)))
 
@@ -284,8 +289,10 @@ def _open(source: Source) -> Iterator[Voice]:
     with container(source) as held:
         if not held.streams.audio:
             raise Unusable("has no sound; put it into a video data set, or remove it")
-        stream = held.streams.audio[0]
-        _believable(stream.rate or 0, stream.channels or 0)
+        stream = first_track(held)
+        if stream is None:
+            raise Unusable("has sound of a kind that cannot be decoded here; convert it to WAV or FLAC")
+        _believable(stream.rate, stream.channels)
         yield Track(held, stream)
 
 

@@ -28,7 +28,7 @@ FORMATS = (
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,flv,asf,mxf,nut,ivf,gif,apng,"
     "ogg,mp3,aac,flac,wav,w64,aiff,caf,au,ac3,eac3,dts,amr,amrnb,amrwb,ape,tta,wv,tak,mpc,mpc8,dsf"
 )
-"""Formats that hold media themselves. Playlists, which make FFmpeg open other files and addresses, are not among them."""
+"""Formats that hold media themselves. Playlists are left out: they make FFmpeg open other files and addresses."""
 
 
 @contextlib.contextmanager
@@ -58,6 +58,11 @@ def container(source: Source) -> Iterator[InputContainer]:
 def seconds_of(stream: Stream, ticks: int | None) -> float:
     """A time of a stream in seconds; 0 for none."""
     return float(ticks * stream.time_base) if ticks is not None and stream.time_base else 0.0
+
+
+def ticks(stream: Stream, seconds: float) -> int:
+    """Seconds as a time of a stream."""
+    return int(seconds / (stream.time_base or 1))
 
 
 def _lacks_index(file: BinaryIO) -> bool:

@@ -135,7 +135,7 @@ def digest(source: Source) -> str:
         return hashlib.sha256(source).hexdigest()
     with opened(source) as file:
         try:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+            return hashlib.file_digest(file, "sha256").hexdigest()  # pyrefly: ignore[bad-argument-type]
         except OSError as error:
             raise Unusable(f"cannot be read to its end ({error.strerror or error}); copy it again") from None
 

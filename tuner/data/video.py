@@ -20,12 +20,13 @@ import numpy as np
 from av.audio.stream import AudioStream
 from av.container import InputContainer, OutputContainer
 from av.packet import Packet
+from av.sidedata.sidedata import Type
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 from PIL import Image
 
 from . import audio, facts
-from .container import LIMIT, TROUBLE, container, seconds_of
+from .container import LIMIT, TROUBLE, container, seconds_of, ticks
 from .facts import Look, Source, Unusable
 
 TIE = 1e-6
@@ -48,8 +49,8 @@ UPRIGHT = {
 }
 """Signs of a display matrix (a, b, c, d), which moves (x, y) to (a x + c y, b x + d y) → what does the same."""
 
-PRECISE = 0x0004 | 0x2000 | 0x40000
-"""swscale: bicubic, colour at full width, accurate rounding. Frames are not scaled by it."""
+PRECISE = 0x0002 | 0x2000 | 0x40000
+"""swscale: bilinear colour, at full width, accurate rounding: its default is off by a level or more on average."""
 
 BT709, UNSPECIFIED, WIDE, HDR = 1, 2, {9, 11, 12}, {16: "PQ", 18: "HLG"}
 """FFmpeg's numbers: the colours of HD video, of none said, primaries wider than those, and transfers of HDR."""
@@ -92,7 +93,7 @@ def clips(look: Look, *, frames: int, fps: float, step: int, clips: int, first: 
 def look(source: Source, whole: bool = True) -> Look:
     """The facts of a video, from decoding all of it; damage anywhere makes it unusable.
 
-    whole=False reads all packets and decodes only the first frame, unless the numbers of the file disagree: some twenty
+    whole=False reads all packets and decodes only the first frame, unless the numbers of the file disagree: some fifty
     times faster, but damage is found only by `read`. The sound is decoded by `sound` alone.
     """
     try:
@@ -120,12 +121,14 @@ def read(
     times = [clip.start_seconds + i / fps for i in range(clip.frames)]
     frames = np.empty((clip.frames, size[1], size[0], 3), np.uint8)
     with Film(source) as film:
-        shown, last = None, None
+        last = None
         for i, frame in enumerate(film.nearest(times)):
-            if frame is not last:
-                image = film.upright(frame, paper)
-                shown = image.resize(size, Image.Resampling.LANCZOS, film.inside(box, image.size))
-            frames[i], last = shown, frame
+            if frame is last:
+                frames[i] = frames[i - 1]
+                continue
+            image = film.upright(frame, paper)
+            frames[i] = np.asarray(image.resize(size, Image.Resampling.LANCZOS, film.inside(box, image.size)))
+            last = frame
     return frames
 
 
@@ -156,8 +159,8 @@ def sound(
             return np.zeros((channels, round(seconds * rate)), np.float32)
         origin = film.origin
     with container(source) as held:
-        track = held.streams.get(audio=0)[0]
-        assert isinstance(track, AudioStream)
+        track = audio.first_track(held)
+        assert track is not None, "the film has one"
         return audio.cut(audio.Track(held, track, origin), start_seconds, seconds, rate, channels)
 
 
@@ -168,7 +171,7 @@ def write(path: Path, frames: np.ndarray, fps: float, sound: np.ndarray | None =
     """
     height, width = frames.shape[1:3]
     frames = np.pad(frames, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), "edge")
-    with facts.written(path) as file, av.open(file, "w", format="mp4", options={"movflags": "+faststart"}) as held:
+    with facts.written(path) as file, av.open(file, "w", format="mp4") as held:
         stream = held.add_stream("libx264", Fraction(fps).limit_denominator(1001), {"crf": "16", "preset": "fast"})
         assert isinstance(stream, VideoStream)
         stream.width, stream.height, stream.pix_fmt = frames.shape[2], frames.shape[1], "yuv420p"
@@ -259,9 +262,8 @@ class Film:
             if wanted - back <= 0:
                 break
             try:
-                self.held.seek(
-                    int((wanted - back + self.origin) / self.stream.time_base), stream=self.stream, backward=True
-                )
+                start = ticks(self.stream, wanted - back + self.origin)
+                self.held.seek(start, stream=self.stream, backward=True)
                 frames = self._decode()
                 # what precedes the first key frame may lean on frames that were never decoded
                 first = next((frame for frame in frames if frame.key_frame), None)
@@ -412,7 +414,6 @@ def _notes(film: Film, seen: _Seen) -> tuple[tuple[str, str], ...]:
 
 def _streams(held: InputContainer) -> tuple[VideoStream, AudioStream | None]:
     """The moving pictures (no cover), set up to decode in one thread: files are decoded side by side; and the sound."""
-    sounds = held.streams.audio
     moving = [s for s in held.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
     if not moving:
         raise Unusable("has no moving pictures; put it into an audio data set, or remove it")
@@ -424,7 +425,7 @@ def _streams(held: InputContainer) -> tuple[VideoStream, AudioStream | None]:
         raise Unusable("is in a video format that cannot be decoded here; convert it to H.264 in mp4") from None
     if width * height > LIMIT:
         raise Unusable(_too_large(width, height))
-    return stream, sounds[0] if sounds and sounds[0].rate else None
+    return stream, audio.first_track(held)
 
 
 def _usual(stream: VideoStream) -> float:
@@ -442,12 +443,13 @@ def _time(frame: VideoFrame) -> float:
 
 def _turn(frame: VideoFrame) -> Image.Transpose | None:
     """What sets a frame upright, by its display matrix."""
-    matrices = [side for side in frame.side_data if side.type.name == "DISPLAYMATRIX"]
-    if not matrices:
+    matrix = frame.side_data.get(Type.DISPLAYMATRIX)  # pyrefly: ignore[no-matching-overload]
+    if matrix is None:
         return None
-    a, b, _, c, d = np.frombuffer(matrices[0], np.int32)[:5].tolist()
-    near = [0 if abs(value) < max(map(abs, (a, b, c, d))) / 2 else (1 if value > 0 else -1) for value in (a, b, c, d)]
-    return UPRIGHT.get(tuple(near))
+    a, b, _, c, d = np.frombuffer(matrix, np.int32)[:5].tolist()
+    small = max(map(abs, (a, b, c, d))) / 2
+    a, b, c, d = ((value > small) - (value < -small) for value in (a, b, c, d))
+    return UPRIGHT.get((a, b, c, d))
 
 
 def _sideways(turn: Image.Transpose) -> bool:
@@ -467,13 +469,15 @@ def _wide(frame: VideoFrame) -> str:
 
 def _to_rgb(frame: VideoFrame, paper: str) -> Image.Image:
     """By the matrix and range of the frame; where none is said, by those of its size, as players do."""
-    ways = {}
-    if frame.colorspace == UNSPECIFIED and (frame.height > 576 or frame.width >= 1280):
-        ways = {"src_colorspace": "itu709"}
-    if _wide(frame):
-        ways = {"dst_color_trc": BT709, "dst_color_primaries": BT709}
-    alpha = _has_alpha(frame)
-    done = frame.reformat(format="rgba" if alpha else "rgb24", interpolation=PRECISE, **ways)
+    large = frame.height > 576 or frame.width >= 1280
+    alpha, ordinary = _has_alpha(frame), BT709 if _wide(frame) else None
+    done = frame.reformat(
+        format="rgba" if alpha else "rgb24",
+        interpolation=PRECISE,
+        src_colorspace="itu709" if frame.colorspace == UNSPECIFIED and large else None,
+        dst_color_trc=ordinary,
+        dst_color_primaries=ordinary,
+    )
     image = Image.fromarray(done.to_ndarray())
     if not alpha:
         return image
