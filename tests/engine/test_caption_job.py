@@ -9,7 +9,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 import wave
 from pathlib import Path
 
@@ -78,8 +77,11 @@ def lively(model: torch.nn.Module, seed: int = 1) -> torch.nn.Module:
     with torch.no_grad():
         for name, p in model.named_parameters():
             words = any(part in name for part in ("embed_tokens", "lm_head", "shared", "word_embeddings"))
-            scale = 1.0 if words else 2.0 if "patch" in name or "convs.0" in name else 0.4
-            p.copy_(torch.randn(p.shape, generator=draw) * scale + (1.0 if "norm" in name and p.ndim == 1 else 0.0))
+            cross = any(part in name for part in ("crossattention", "encoder_attn", "projector"))
+            scale = 2.0 if "patch" in name or "convs.0" in name else 1.0 if words or cross else 0.4
+            constant = 1.0 if "norm" in name.lower() and p.ndim == 1 else 0.0
+            drawn = torch.randn(p.shape, generator=draw) * scale  # drawn in any case: the others keep their values
+            p.copy_(torch.zeros(p.shape) if name.endswith("bias") else drawn + constant)
     return model
 
 
@@ -230,7 +232,7 @@ def test_models_of_the_real_classes_caption_a_folder(name, model, pictures, tmp_
     command = ["caption", str(pictures), "--model", str(model(name)), "--max-tokens", "12"]
     assert main([*command, "--batch", "3"]) == 0
     together = texts(pictures)
-    assert sorted(together) == ["0", "1", "2", "3", "4"] and len(set(together.values())) >= 3, together
+    assert sorted(together) == ["0", "1", "2", "3", "4"] and len(set(together.values())) >= 4, together
     for text in together.values():
         assert text.strip() and not any(mark in text for mark in ("<", "[", "assistant", "\ufffd"))
     told = events("caption", tmp_path)
@@ -458,7 +460,7 @@ def test_a_kill_between_the_two_writes_leaves_every_origin_known(pictures, monke
 
     def dies(path, text, folder):
         calls.append(path)
-        if path.suffix == ".txt" and len(calls) == 3:
+        if len(calls) > 2:  # the book and one caption are written; then nothing more, whoever tries
             raise KeyboardInterrupt
         original(path, text, folder)
 
@@ -635,7 +637,7 @@ def test_a_damaged_book_is_said(pictures, capsys):
 
 
 def test_the_command_in_a_process_of_its_own(pictures, tmp_path):
-    """As the app starts it: JSON lines on stdout, a journal, and SIGTERM ends it between batches."""
+    """As the app starts it: JSON lines on stdout, and the same in the journal."""
     command = [
         sys.executable,
         "-m",
@@ -652,4 +654,3 @@ def test_the_command_in_a_process_of_its_own(pictures, tmp_path):
     printed = [json.loads(line) for line in done.stdout.splitlines()]
     assert [e["kind"] for e in printed if e["kind"] != "phase"][-6:] == ["caption"] * 5 + ["finished"]
     assert printed == follow(tmp_path / "j" / "events.jsonl")[0]
-    assert time.time() - printed[-1]["at"] < 120

@@ -109,7 +109,9 @@ def ask(model: Any, processor: Any, inputs: Any, limit: int) -> list[Said]:
     ends = model.generation_config.eos_token_id
     ends = set(ends if isinstance(ends, list) else [ends]) | {processor.tokenizer.eos_token_id}
     texts = processor.tokenizer.batch_decode(out, skip_special_tokens=True)
-    return [_said(text, any(t in ends for t in row[1:])) for text, row in zip(texts, out.tolist(), strict=True)]
+    first = 1 if model.config.is_encoder_decoder else 0  # their first token is the start, which may be the end's
+    rows = (row[first:] for row in out.tolist())
+    return [_said(text, not ends.isdisjoint(row)) for text, row in zip(texts, rows, strict=True)]
 
 
 def _said(text: str, whole: bool) -> Said:
