@@ -1,4 +1,4 @@
-"""`python -m tuner`: run, resume, check, cache, sample, describe, demo and app.
+"""`python -m tuner`: run, resume, check, cache, caption, sample, describe, demo and app.
 
 Exit code 0: done. 1: the user must change something; one sentence on stderr says what. 2: we failed.
 """
@@ -75,6 +75,22 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--verify", action="store_true", help="compare every entry with its checksum")
     sub.add_argument("--prune", action="store_true", help="delete what this recipe (none: no recipe) does not need")
     sub.add_argument("--days", type=float, default=0.0, help="with --prune: only what was not used for so many days")
+    sub = command("caption", caption, "Write captions for the pictures, videos and sounds of a folder that have none.")
+    sub.add_argument("path", type=Path, help="a folder, or one file")
+    sub.add_argument(
+        "--model",
+        default="qwen",
+        help="qwen (default), florence (less memory), basic (no model), a Hub id or a model folder",
+    )
+    sub.add_argument(
+        "--purpose", default="general", help="what is to be taught: general, person, style, object, motion or sound"
+    )
+    sub.add_argument("--trigger", help="word that every caption will have")
+    sub.add_argument("--overwrite-auto", action="store_true", help="write automatic captions anew, nobody's own")
+    sub.add_argument("--batch", type=int, default=4, metavar="N", help="items at a time (default: 4)")
+    sub.add_argument("--max-tokens", type=int, default=200, metavar="N", help="length of a caption (default: 200)")
+    sub.add_argument("--out", type=Path, help="folder for the captions (default: beside the items)")
+    sub.add_argument("--job", type=Path, help="folder of the journal (default: a new one in the workspace)")
     sub = command("sample", sample, "Draw pictures with a base model and adapters side by side.")
     sub.add_argument("request", type=Path, help="a request file (YAML)")
     sub.add_argument("--out", type=Path, required=True, help="folder for the pictures")
@@ -141,6 +157,16 @@ def cache(arguments: argparse.Namespace) -> int:
     if arguments.recipe is None:
         raise UserError("cache needs a recipe, or --verify or --prune; see `python -m tuner cache --help`.")
     return job.cache(_load(arguments))
+
+
+def caption(arguments: argparse.Namespace) -> int:
+    """See the command's help."""
+    job = importlib.import_module("tuner.caption.job")
+    asked = job.Asked(arguments.purpose, arguments.trigger, arguments.max_tokens)
+    wanted = job.Request(
+        arguments.path, arguments.model, asked, arguments.batch, arguments.overwrite_auto, arguments.out
+    )
+    return job.main(wanted, arguments.job)
 
 
 def sample(arguments: argparse.Namespace) -> int:

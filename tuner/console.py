@@ -69,9 +69,11 @@ def sentence(event: dict[str, Any]) -> str:
         return f"Samples of step {event['step']}: {len(event['files'])} pictures in {event['folder']}"
     if kind == "export":
         return f"Exported {event['path']} (opened again and compared: equal)"
+    if kind == "stopped" and "step" not in event:
+        return f"Stopped: {event['folder']}"
     if kind == "stopped":
         way = f"Go on with `python -m tuner resume {event['folder']}`."
-        return f"Stopped at step {event.get('step', 0)}; everything is saved. {way}"
+        return f"Stopped at step {event['step']}; everything is saved. {way}"
     if kind == "finished":
         return f"Finished in {event['seconds']:.0f} s: {event['folder']}"
     return ""

@@ -24,6 +24,7 @@ from PIL import Image, ImageOps
 from ..errors import Problem
 from ..recipe import MediaSpec, Recipe
 from . import media, stores, video
+from .container import TROUBLE, container
 from .item import Item
 
 EDGE = 512
@@ -174,7 +175,7 @@ def examine(
             if progress:
                 progress(done, len(by_digest))
     sized = [i for i in items if i.width]
-    out = Report(kinds=dict(Counter(i.kind for i in items)))
+    out = Report(kinds=dict(Counter(str(i.kind) for i in items)))
     out.shapes = _ordered(Counter(_shape(i.width, i.height) for i in sized), SHAPES)
     out.lengths = _ordered(Counter(_length(i.seconds) for i in items if i.kind != "image"), map(_label, SECONDS))
     out.size = int(np.median([(i.width * i.height) ** 0.5 for i in sized])) if sized else 0
@@ -230,7 +231,7 @@ def _look(item: Item) -> Seen:
         return Seen(error=error.what)
     except media.Unusable as error:
         return Seen(error=str(error))
-    except (*media.BROKEN, av.FFmpegError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+    except (*media.BROKEN, *TROUBLE, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         return Seen(error=f"cannot be decoded ({error}); save it again, or remove it")
 
 
@@ -271,10 +272,10 @@ def _sharpness(grey: np.ndarray, contrast: float) -> float:
 def _silent(item: Item) -> bool:
     """Whether no sample is louder than `SILENT`. Stops at the first one that is."""
     to_float = av.AudioResampler(format="flt", layout="mono")
-    with av.open(str(stores.local(item.ref))) as container:
-        if not container.streams.audio:
+    with container(stores.local(item.ref)) as held:
+        if not held.streams.audio:
             return False
-        for frame in container.decode(audio=0):
+        for frame in held.decode(audio=0):
             for part in to_float.resample(frame):
                 if np.abs(part.to_ndarray()).max(initial=0) > SILENT:
                     return False
