@@ -34,6 +34,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
 
 
+Command = Callable[[str, Callable[[argparse.Namespace], int], str], argparse.ArgumentParser]
+"""(name, function, help) → the parser of a new command."""
+
+
 class _Parser(argparse.ArgumentParser):
     """A wrong command line is the user's to change: exit code 1, not argparse's 2, which means that we failed."""
 
@@ -51,27 +55,37 @@ def _parser() -> argparse.ArgumentParser:
         sub.set_defaults(command=function)
         return sub
 
-    def with_recipe(sub: argparse.ArgumentParser) -> None:
-        sub.add_argument("recipe", type=Path, help="a recipe file (YAML)")
-        sub.add_argument(
-            "overrides", nargs="*", metavar="key=value", help="for example train.steps=50 data.0.path=/pictures"
-        )
+    _runs(command)
+    _data(command)
+    _others(command)
+    return parser
 
+
+def _with_recipe(sub: argparse.ArgumentParser, optional: bool = False) -> None:
+    sub.add_argument("recipe", type=Path, nargs="?" if optional else None, help="a recipe file (YAML)")
+    sub.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="for example train.steps=50 data.0.path=/pictures"
+    )
+
+
+def _runs(command: Command) -> None:
     sub = command("demo", demo, "Train a style LoRA on the embedded model, and show what it learnt.")
     sub.add_argument("--out", type=Path, help="run folder (default: a new one in the workspace)")
     sub = command("run", run, "Train as a recipe says.")
-    with_recipe(sub)
+    _with_recipe(sub)
     sub.add_argument("--out", type=Path, help="run folder (default: a new one in the workspace)")
     sub = command("resume", resume, "Go on with a run from its newest checkpoint.")
     sub.add_argument("folder", type=Path)
+
+
+def _data(command: Command) -> None:
     sub = command("check", check, "Show the plan of a recipe and everything that is wrong with it, without training.")
-    with_recipe(sub)
+    _with_recipe(sub)
     sub.add_argument("--items", action="store_true", help="list the bucket and crop of every item, however many")
     sub.add_argument("--data", action="store_true", help="examine the data itself: copies, blur, captions, advice")
     sub.add_argument("--json", action="store_true", help="JSON also on a terminal")
     sub = command("cache", cache, "Encode media and captions ahead of a run, or look after what is cached.")
-    sub.add_argument("recipe", type=Path, nargs="?", help="a recipe file (YAML)")
-    sub.add_argument("overrides", nargs="*", metavar="key=value", help="for example data.0.path=/pictures")
+    _with_recipe(sub, optional=True)
     sub.add_argument("--verify", action="store_true", help="compare every entry with its checksum")
     sub.add_argument("--prune", action="store_true", help="delete what this recipe (none: no recipe) does not need")
     sub.add_argument("--days", type=float, default=0.0, help="with --prune: only what was not used for so many days")
@@ -91,6 +105,9 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--max-tokens", type=int, default=200, metavar="N", help="length of a caption (default: 200)")
     sub.add_argument("--out", type=Path, help="folder for the captions (default: beside the items)")
     sub.add_argument("--job", type=Path, help="folder of the journal (default: a new one in the workspace)")
+
+
+def _others(command: Command) -> None:
     sub = command("sample", sample, "Draw pictures with a base model and adapters side by side.")
     sub.add_argument("request", type=Path, help="a request file (YAML)")
     sub.add_argument("--out", type=Path, required=True, help="folder for the pictures")
@@ -99,7 +116,6 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--json", action="store_true", help="JSON (the default)")
     sub = command("app", app, "Start the studio in the browser; further arguments go to app.py.")
     sub.add_argument("arguments", nargs=argparse.REMAINDER)
-    return parser
 
 
 def _load(arguments: argparse.Namespace) -> recipe.Recipe:

@@ -276,11 +276,11 @@ def _time(studio: Studio, draft: Draft, steps: Any) -> str:
 
 def _facts(studio: Studio, draft: Draft, plan: dict[str, Any]) -> list[list[str]]:
     train, validate = draft.raw["train"], draft.raw.get("validate") or {}
-    files = plan.get("used") or len(studio.workspace.datasets.files(draft.dataset))
+    files = plan.get("items") or len(studio.workspace.datasets.files(draft.dataset))
     facts = [["Pictures", f"{files} in {dataset_title(draft.dataset)}"]]
     if plan.get("unused"):
-        facts.append(["Left out", str(len(plan["unused"]))])
-    sizes = [f"{b['width']} × {b['height']}" for b in plan.get("buckets") or []]
+        facts.append(["Left out", str(plan["unused"])])
+    sizes = list(dict.fromkeys(f"{b['width']} × {b['height']}" for b in plan.get("buckets") or [] if b["width"]))
     if sizes:
         facts.append(["Sizes", ", ".join(sizes[:2]) + (f" and {len(sizes) - 2} more" if len(sizes) > 2 else "")])
     seen = _times_seen(train, files)

@@ -105,7 +105,7 @@ def check(path: Path) -> int:
         text = f"source: {recipe['source']} is no model folder; give a folder in Hub layout."
         problems = [{"level": "error", "where": "source", "text": text, "remedy": {"source": "sd1"}}]
     plan = {
-        "items": len(files), "used": len(files), "unused": [], "steps_per_epoch": len(files), "epochs": 5,
+        "items": len(files), "unused": 0, "steps_per_epoch": len(files), "epochs": 5,
         "buckets": [{"width": 64, "height": 64, "items": len(files)}],
     }  # fmt: skip
     device = {"name": "cpu", "reason": "no GPU was found"}

@@ -134,7 +134,7 @@ def test_the_check_is_asked_once_per_question(studio: Studio) -> None:
     assert checker.now(text)["ok"]
     assert len(list((studio.workspace.root / "c").glob("*.json"))) == 1
     checker.launcher.command = ("/does/not/exist",)
-    assert checker.now(text)["plan"]["used"] == 24
+    assert checker.now(text)["plan"]["items"] == 24
 
 
 def test_compare_draws_base_and_adapter(studio: Studio) -> None:
