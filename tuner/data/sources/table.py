@@ -215,6 +215,9 @@ def _refuse(report: Report, ref: str, refused: list[tuple[str, str]]) -> None:
 
 def read_row(values: dict[str, Any], chosen: dict[str, list[str]], companion: Callable[[str, Any], str]) -> Row:
     """What a row says beside its media. companion: (column, value) → reference of a picture. Raises `Bad`."""
+    captions = tuple(t for c in chosen.get("caption", ()) for t in texts(values.get(c)))
+    if chosen.keys() <= {"media", "caption"}:  # the usual table, and there may be millions of rows
+        return Row(captions)
 
     def refs(setting: str) -> tuple[str, ...]:
         found = []
@@ -225,7 +228,6 @@ def read_row(values: dict[str, Any], chosen: dict[str, list[str]], companion: Ca
                     found.append(companion(column, value))
         return tuple(found)
 
-    captions = tuple(t for c in chosen.get("caption", ()) for t in texts(values.get(c)))
     lyrics = "\n".join(t for c in chosen.get("lyrics", ()) for t in texts(values.get(c)))
     crop = [values.get(c) for c in chosen.get("crop", ())]
     mask, control = refs("mask"), refs("control")
@@ -288,6 +290,7 @@ def beside(report: Report, ref: str) -> Find:
 
 
 def _local(path: str, base: str) -> File:
+    """A local file as the tables of users name it; base: the table's folder."""
     try:
         info = os.stat(path)
         path.encode()
