@@ -22,6 +22,7 @@ import pytest
 from tuner.data import stores
 from tuner.data.item import Listing
 from tuner.data.sources import listing
+from tuner.data.sources.common import Report
 from tuner.recipe import ColumnsSpec, DataSet
 
 from .clouds import bucket, cutter, moto  # noqa: F401
@@ -336,23 +337,47 @@ def test_line_of_a_table(kind, tmp_path):
     assert state(tmp_path) == before
 
 
-def test_quote_that_is_never_closed(tmp_path):
+@pytest.mark.parametrize("lines", [3, 40_000])
+def test_quote_that_is_never_closed(lines, tmp_path):
+    """At the end of the file, or at the longest text that CSV may hold, after which reading goes on."""
     write(tmp_path, GOOD)
-    (tmp_path / "x.csv").write_text('file_name,text\ngood.png,a\nsub/fine.png,"b\n' + "x.png,c\n" * 2_200_000)
+    rest = ["good.png,x"] * lines
+    (tmp_path / "x.csv").write_text("\n".join(["file_name,text", "good.png,a", 'sub/fine.png,"b', *rest]))
     found = listing(0, DataSet(path=str(tmp_path / "x.csv")))
-    assert "line 3 in" in texts(found, "error")
-    assert "a quote that is never closed" in texts(found, "error")
-    assert found.entries[0].name == "good.png"
+    told = texts(found, "error")
+    assert "everything from line 3 to " in told
+    last = int(told.split(" to ", 1)[1].split()[0])
+    assert last == lines + 3 if lines == 3 else 11_000 < last < 14_000
+    assert "look for a quote that is never closed" in told
+    assert [e.captions for e in found.entries] == [("a",), *[("x",)] * (lines + 3 - last)]
 
 
-def test_many_missing_files_are_one_problem(tmp_path):
+def test_quote_inside_a_text(tmp_path):
     write(tmp_path, GOOD)
-    lines = "\n".join([*(f"{n}.png" for n in range(500)), *GOOD])
+    (tmp_path / "x.csv").write_text('file_name,text\ngood.png,"a "red" one"\nsub/fine.png,"a ""red"" one"\n')
+    found = listing(0, DataSet(path=str(tmp_path / "x.csv")))
+    check(found, f"line 2 in {tmp_path / 'x.csv'} is not CSV", ["sub/fine.png"])
+    assert found.entries[0].captions == ('a "red" one',)
+
+
+@pytest.mark.parametrize(
+    "cell,says", [("{}.png", "names the missing file"), ("https://x.org/{}.png", "a link that is")]
+)
+def test_many_rows_alike_are_one_problem(cell, says, tmp_path):
+    write(tmp_path, GOOD)
+    lines = "\n".join([*(cell.format(n) for n in range(20_000)), *GOOD])
     (tmp_path / "x.csv").write_text(f"file_name\n{lines}\n")
     found = listing(0, DataSet(path=str(tmp_path / "x.csv")))
-    check(found, f"500 rows of {tmp_path / 'x.csv'} name files that do not exist (first: line 2, {tmp_path / '0.png'})",
-          list(GOOD))  # fmt: skip
+    first = f"20000 rows of {tmp_path / 'x.csv'} cannot be used, as the first of them: line 2 names"
+    check(found, [first, says], list(GOOD))
     assert len([p for p in found.problems if p.level == "error"]) == 1
+
+
+def test_problems_are_bounded():
+    report = Report(0, DataSet(path="x"))
+    report.refuse("x", ((str(n), f"is bad in way {n}; mend it") for n in range(1000)))
+    assert len(report.problems) == 51
+    assert report.problems[-1].text.startswith("950 more in x cannot be used; mend those above first")
 
 
 def test_column_that_is_not_there(tmp_path):
