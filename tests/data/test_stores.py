@@ -286,6 +286,14 @@ def test_many_threads_fetch_an_object_once(bucket, cutter):  # noqa: F811
     assert len(gets(cutter)) == 1
 
 
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_s3_from_processes(method, bucket):  # noqa: F811
+    refs = {put(bucket, f"{n}.bin", content(n)): content(n) for n in range(6)}
+    assert stores.read(next(iter(refs))) == content(0)  # the parent's connection is open before the fork
+    with multiprocessing.get_context(method).Pool(2) as pool:
+        assert pool.map_async(_same, [refs, refs]).get(60) == [True, True]
+
+
 def test_full_disk(bucket, monkeypatch):  # noqa: F811
     def full(*_):
         raise OSError(28, "No space left on device")

@@ -25,6 +25,8 @@ UNREADABLE = frozenset({".jxl", ".psd", ".svg", ".raw", ".dng", ".cr2", ".nef", 
 """Pictures to a person, but not to us: worth a warning where other files get a note."""
 SHOWN = 3
 """Problems of one kind up to this number name every file; more are counted."""
+KINDS = 50
+"""Kinds of problems of one file or folder that are told."""
 
 
 @cache
@@ -121,6 +123,7 @@ class Report:
     problems: list[Problem] = field(default_factory=list)
     used: set[str] = field(default_factory=set)
     """Of the settings `columns` and `split` those that mattered."""
+    _said: set[tuple[str, str, str]] = field(default_factory=set)
 
     def key(self, name: str) -> str:
         """The dotted recipe key of a setting of this data set."""
@@ -129,9 +132,9 @@ class Report:
     def say(self, level: Literal["error", "warning", "note"], where: str, text: str) -> None:
         """Add a problem; names may hold line breaks and bytes that are no text, sentences may not."""
         text, where = ("".join(c if c.isprintable() else ascii(c)[1:-1] for c in t) for t in (text, where))
-        problem = Problem(level, where, text)
-        if problem not in self.problems:
-            self.problems.append(problem)
+        if (level, where, text) not in self._said:
+            self._said.add((level, where, text))
+            self.problems.append(Problem(level, where, text))
 
     def wrong(self, setting: str, what: str) -> None:
         """An error of a setting, after which nothing of the data set can be used."""
@@ -154,7 +157,10 @@ class Report:
         kinds: dict[str, list[str]] = defaultdict(list)
         for name, what in refused:
             kinds[what].append(name)
-        for what, names in kinds.items():
+        for number, (what, names) in enumerate(kinds.items()):
+            if number == KINDS:
+                self.unusable(where, f"{len(kinds) - KINDS} more in {where} cannot be used; mend those above first")
+                return
             if len(names) <= SHOWN:
                 for name in names:
                     self.unusable(where, f"{name} in {where} {what}")

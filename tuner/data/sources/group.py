@@ -171,6 +171,8 @@ class Pairs:
 
     def add(self, stem: str, name: str, row: Row) -> Row:
         """The row with the companions of the stem where it has none; references only when every folder has one."""
+        if not self.folders:
+            return row
         references: list[str] = []
         folders = 0
         for (setting, _, pictures), used in zip(self.folders, self.used, strict=True):

@@ -19,8 +19,6 @@ BATCH = 65536
 Refuse = Callable[[str, str], None]
 """Called with (place in the table, why) for each row that cannot be used."""
 
-csv.field_size_limit(2**24)
-
 
 class Held(NamedTuple):
     """A cell with bytes (not read here). place: ROW or ROW.PLACE of its reference. path: the name that it came with."""
@@ -66,7 +64,7 @@ def _csv(ref: str, path: Path) -> Sheet:
         first = file.readline()
     separator = max(",;\t", key=first.count)
     try:
-        columns = [c.strip() for c in next(csv.reader([first], delimiter=separator), [])]
+        columns = [c.strip() for c in next(csv.reader([first], delimiter=separator, strict=True), [])]
     except csv.Error:
         columns = []
     if not any(columns):
@@ -78,7 +76,7 @@ def _csv(ref: str, path: Path) -> Sheet:
     def rows(wanted: list[str], refuse: Refuse) -> Iterator[tuple[str, dict[str, Any]]]:
         places = [(c, columns.index(c)) for c in wanted]
         with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-            reader = csv.reader(file, delimiter=separator)
+            reader = csv.reader(file, delimiter=separator, strict=True)  # an open quote would eat rows
             next(reader)
             for place, cells in _csv_rows(reader, refuse):
                 if len(cells) > len(columns):
@@ -96,13 +94,16 @@ def _csv(ref: str, path: Path) -> Sheet:
 
 def _csv_rows(reader: Any, refuse: Refuse) -> Iterator[tuple[str, list[str]]]:
     while True:
-        place = f"line {reader.line_num + 1}"
+        first = reader.line_num + 1
+        place = f"line {first}"
         try:
             cells = next(reader)
         except StopIteration:
             return
         except csv.Error as error:
-            refuse(place, f"is not CSV ({error}); look for a quote that is never closed")
+            if reader.line_num > first:
+                place = f"everything from line {first} to {reader.line_num}"
+            refuse(place, f"is not CSV ({error}); look for a quote that is never closed, or not doubled inside a text")
             continue
         if cells:
             yield place, cells

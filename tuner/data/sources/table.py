@@ -13,13 +13,12 @@ import posixpath
 import stat
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from ...recipe import ColumnsSpec
 from .. import stores
 from ..item import Entry, Kind
-from .common import File, Report, Row, Tree, folder_of, kind_of, stem_of
+from .common import SHOWN, File, Report, Row, Tree, folder_of, kind_of, stem_of
 from .sheet import Held, Sheet, open_sheet
 
 NAMES: dict[str, tuple[str, ...]] = {
@@ -51,7 +50,19 @@ WORDS: dict[Kind, tuple[str, ...]] = {
 
 
 class Bad(Exception):
-    """Why a row cannot be used, with the way out."""
+    """Why a row cannot be used, with the way out. about: the part of it that is different in every row."""
+
+    def __init__(self, what: str, about: str = "") -> None:
+        super().__init__(what)
+        self.about = about
+
+
+class Refused(NamedTuple):
+    """A row that is left out: its place in the table, why, and the part of that which differs from row to row."""
+
+    place: str
+    what: str
+    about: str = ""
 
 
 Find = Callable[[str], File]
@@ -144,26 +155,25 @@ class _Maker:
         self.kind = _kind_of_column(sheet, chosen["media"][0])
 
     def entries(self, names: set[str], pair: Pair) -> Iterator[Entry]:
-        refused: list[tuple[str, str]] = []
+        refused: list[Refused] = []
         wanted = _all(self.chosen)
-        for place, values in self.sheet.rows(wanted, lambda p, why: refused.append((p, why))):
+        for place, values in self.sheet.rows(wanted, lambda p, why: refused.append(Refused(p, why))):
             try:
-                entry = self._entry(place, values, pair)
+                entry = self._entry(place, values, names, pair)
             except Bad as bad:
-                refused.append((place, str(bad)))
-                continue
-            if entry.name in names:
-                entry = replace(entry, name=f"{entry.name} ({place})")
-            names.add(entry.name)
-            yield entry
+                refused.append(Refused(place, str(bad), bad.about))
+            else:
+                names.add(entry.name)
+                yield entry
         _refuse(self.report, self.sheet.ref, refused)
 
-    def _entry(self, place: str, values: dict[str, Any], pair: Pair) -> Entry:
+    def _entry(self, place: str, values: dict[str, Any], names: set[str], pair: Pair) -> Entry:
         column = self.chosen["media"][0]
         file, kind = self._media(column, place, values[column])
         row = pair(stem_of(file.name), file.name, read_row(values, self.chosen, self._companion))
+        name = f"{file.name} ({place})" if file.name in names else file.name
         return Entry(
-            file.ref, file.name, kind, file.version, row.captions, "", row.mask, row.control, row.references,
+            file.ref, name, kind, file.version, row.captions, "", row.mask, row.control, row.references,
             row.lyrics, "", row.crop,
         )  # fmt: skip
 
@@ -185,7 +195,7 @@ class _Maker:
         kind = kind_of(file.name)
         if kind is None:
             raise Bad(
-                f"names {path}, whose ending is not one of a picture, video or sound that can be read; convert it"
+                f"names {path}, whose ending is not one of a picture, video or sound that can be read; convert it", path
             )
         return file, kind
 
@@ -202,19 +212,26 @@ def _plain(path: str) -> bool:
     return bool(path) and ".." not in path.replace("\\", "/").split("/")
 
 
-def _refuse(report: Report, ref: str, refused: list[tuple[str, str]]) -> None:
-    """Rows that are left out; those of missing files are one problem, whatever the files."""
-    missing = [(place, why) for place, why in refused if why.startswith("names the missing file ")]
-    rest = [r for r in refused if r not in missing] if len(missing) > 3 else refused
+def _refuse(report: Report, ref: str, refused: list[Refused]) -> None:
+    """Say which rows are left out; many that differ only in the file that they name are one problem."""
+    alike: dict[str, list[Refused]] = defaultdict(list)
+    for one in refused:
+        alike[one.what.replace(one.about, "", 1) if one.about else one.what].append(one)
+    rest = []
+    for rows in alike.values():
+        if len(rows) <= SHOWN or not rows[0].about:
+            rest += [(r.place, r.what) for r in rows]
+        else:
+            first = f"{rows[0].place} {rows[0].what}"
+            report.unusable(ref, f"{len(rows)} rows of {ref} cannot be used, as the first of them: {first}")
     report.refuse(ref, rest)
-    if len(missing) > 3:
-        first = missing[0][1].removeprefix("names the missing file ").partition(";")[0]
-        text = f"{len(missing)} rows of {ref} name files that do not exist (first: {missing[0][0]}, {first})"
-        report.unusable(ref, f"{text}; put them back, or correct the paths, which are relative to the table")
 
 
 def read_row(values: dict[str, Any], chosen: dict[str, list[str]], companion: Callable[[str, Any], str]) -> Row:
     """What a row says beside its media. companion: (column, value) → reference of a picture. Raises `Bad`."""
+    captions = tuple(t for c in chosen.get("caption", ()) for t in texts(values.get(c)))
+    if chosen.keys() <= {"media", "caption"}:  # the usual table, and there may be millions of rows
+        return Row(captions)
 
     def refs(setting: str) -> tuple[str, ...]:
         found = []
@@ -225,7 +242,6 @@ def read_row(values: dict[str, Any], chosen: dict[str, list[str]], companion: Ca
                     found.append(companion(column, value))
         return tuple(found)
 
-    captions = tuple(t for c in chosen.get("caption", ()) for t in texts(values.get(c)))
     lyrics = "\n".join(t for c in chosen.get("lyrics", ()) for t in texts(values.get(c)))
     crop = [values.get(c) for c in chosen.get("crop", ())]
     mask, control = refs("mask"), refs("control")
@@ -276,25 +292,28 @@ def beside(report: Report, ref: str) -> Find:
         if link == "s3":
             return File(path.removeprefix("s3://"), path, "")
         if link:
-            raise Bad(f"names {path}, a link that is not followed; download the file and write its path")
+            raise Bad(f"names {path}, a link that is not followed; download the file and write its path", path)
         if not remote:
             return _local(os.path.normpath(os.path.join(base, path)), base)
         full = "s3://" + posixpath.normpath(posixpath.join(base[5:], path))
         if path.startswith("/") or not full.startswith(bucket):
-            raise Bad(f"names {path}, which leads out of the bucket; write it relative to the table, or as s3://...")
+            raise Bad(
+                f"names {path}, which leads out of the bucket; write it relative to the table, or as s3://...", path
+            )
         return File(full.removeprefix(base).lstrip("/"), full, "")
 
     return find
 
 
 def _local(path: str, base: str) -> File:
+    """A local file as the tables of users name it; base: the table's folder."""
     try:
         info = os.stat(path)
         path.encode()
     except (OSError, ValueError):
-        raise Bad(f"names the missing file {path}; put it back, or correct the path") from None
+        raise Bad(f"names the missing file {path}; put it back, or correct the path", path) from None
     if not stat.S_ISREG(info.st_mode):
-        raise Bad(f"names {path}, which is no file; correct the path")
+        raise Bad(f"names {path}, which is no file; correct the path", path)
     return File(path[len(base) + 1 :] if path.startswith(f"{base}/") else path, path, stores.stamp(info))
 
 
@@ -305,9 +324,9 @@ def within(tree: Tree, table: str) -> Find:
     def find(path: str) -> File:
         name = posixpath.normpath(posixpath.join(base, path.replace("\\", "/")))
         if _link(path) or name.startswith(("/", "../")):
-            raise Bad(f"names {path}, which is outside of {tree.where}; only files in it are used")
+            raise Bad(f"names {path}, which is outside of {tree.where}; only files in it are used", path)
         if name not in files:
-            raise Bad(f"names the missing file {name}; put it back, or correct the path")
+            raise Bad(f"names the missing file {name}; put it back, or correct the path", name)
         return files[name]
 
     return find
@@ -336,12 +355,12 @@ def overlay(report: Report, tree: Tree) -> tuple[dict[str, Row], set[str], set[s
         tables.add(file.name)
         find, refused = within(tree, file.name), []
         wanted = _all(chosen)
-        for place, values in sheet.rows(wanted, lambda p, why, r=refused: r.append((p, why))):
+        for place, values in sheet.rows(wanted, lambda p, why, r=refused: r.append(Refused(p, why))):
             try:
                 name = find(str(values[chosen["media"][0]] or "")).name
                 rows[name].append(read_row(values, chosen, lambda _, v, f=find: f(str(v)).ref))
             except Bad as bad:
-                refused.append((place, str(bad)))
+                refused.append(Refused(place, str(bad), bad.about))
                 continue
             used.update(
                 by_ref[r] for r in (rows[name][-1].mask, rows[name][-1].control, *rows[name][-1].references) if r
