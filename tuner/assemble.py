@@ -249,7 +249,7 @@ def fill_media(ready: Prepared, store: cache.Cache, dtype: torch.dtype, say: Say
     The encoder is loaded only if one is missing.
     """
     family, planned = ready.family, [*ready.planned, *ready.held]
-    fingerprint = f"{ready.source.fingerprint(*family.media_parts)} {dtype} {ready.device.kind}"
+    fingerprint = f"{family.fingerprint(ready.source)} {dtype} {ready.device.kind}"
     keys = cache.media_keys(planned, family, fingerprint)
     if store.missing(keys):
         encoder = _encoder(ready, family.media_parts, dtype, fingerprint)

@@ -82,7 +82,7 @@ class Rig:
 
     def __post_init__(self) -> None:
         cls = families.get(self.case.family)
-        self.family = cls(cls.Options(**self.case.options), self.case.task)
+        self.family = cls(cls.Options(**self.case.told(self.folder)), self.case.task)
         self.source = Source(str(self.folder), {})
         self.family.accept(self.source)
         family = self.family
@@ -209,6 +209,10 @@ class Case:
 
     # -- what a case may say differently -------------------------------------------------------------------------------
 
+    def told(self, folder: Path) -> dict[str, Any]:
+        """The family's options for the checkpoint in this folder: `options`, and what lies beside it."""
+        return self.options
+
     def official(self, folder: Path) -> Any:
         """The official pipeline, loaded without our help."""
         pipe = DiffusionPipeline.from_pretrained(folder)
@@ -282,6 +286,10 @@ class Case:
         fps = self.fps(rig) if family.modality == "video" else 0.0
         clip = {"frames": shape.frames, "fps": fps, "seconds": shape.seconds}
         return Request(told[0], negative, *size, steps, self.guidance, seed=1, **clip)
+
+    def pictured(self, rig: Rig, caption: str, shape: Shape, **settings: Any) -> Tensor:
+        """What the official pipeline draws from plain text (two pipelines for a model in two halves)."""
+        return self.output(self.run(rig.official, [caption], shape, **settings))
 
     def drawn_from_cache(self, rig: Rig, request: Request) -> Tensor:
         """What we draw, with only the components that a run has loaded then, in the form of `output`."""
@@ -400,7 +408,7 @@ class Case:
 
         def official(**guidance: Any) -> Tensor:
             drawn = {"num_inference_steps": steps, "generator": generator(1), **guidance}
-            return self.output(self.run(rig.official, [LONG], shape, **drawn))
+            return self.pictured(rig, LONG, shape, **drawn)
 
         expected, plain = official(**self.guided(rig)), official()
         ours = self.drawn_from_cache(rig, self.request(rig, LONG, shape, steps))
