@@ -111,12 +111,11 @@ def _speed_and_memory(ready: Prepared, network: Any) -> None:
 def keys_of(ready: Prepared, dtype: torch.dtype) -> fill.Keys:
     """The cache keys of the plan: they depend on the encoders' bytes and precision."""
     family, source, kind = ready.family, ready.source, ready.device.kind
-    media = [p for p in family.media_parts if source.has(p)]
     text = [p for p in family.text_parts if source.has(p)]
     return fill.Keys(
         ready.plan,
         family,
-        f"{source.fingerprint(*media)} {dtype} {kind}",
+        f"{family.fingerprint(source)} {dtype} {kind}",
         f"{source.fingerprint(*text)} {sorted(source.flags.items())} {dtype} {kind}",
         ready.geometry.sample_rate,
     )

@@ -141,6 +141,10 @@ class Family:
         wanted = [p for p in parts if source.has(p) or p in (self.denoiser, *self.media_parts)]
         return Parts(self.denoiser, {**source.flags, **{p: source.load(p, dtype) for p in wanted}}, source.pipeline)
 
+    def fingerprint(self, source: Source) -> str:
+        """A hash over the bytes of what encodes media."""
+        return source.fingerprint(*self.media_parts)
+
     def sample_parts(self, source: Source) -> tuple[str, ...]:
         """The components beside the denoiser that sampling from cached text needs, of those that the model has."""
         wanted = dict.fromkeys((*self.media_parts, *self.further_parts, "scheduler"))

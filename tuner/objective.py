@@ -6,6 +6,7 @@ Time runs from 0 (data) to 1 (noise) for every objective.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -59,30 +60,73 @@ class Diffusion:
     snr_gamma: float | None = None
     flow = False
 
+    def _index(self, t: Tensor) -> Tensor:
+        steps = len(self.alphas_cumprod)
+        return (t * steps).round().long().clamp(0, steps - 1)
+
+    def alpha(self, t: Tensor) -> Tensor:
+        """The share [B] that the data has in the variance of x at t [B]."""
+        return self.alphas_cumprod.to(t.device)[self._index(t)]
+
     def noised(self, latents: Tensor, noise: Tensor, t: Tensor) -> Noised:
         """See `Objective.noised`; t is moved to the grid of the schedule."""
-        steps = len(self.alphas_cumprod)
-        index = (t * steps).round().long().clamp(0, steps - 1)
-        a = self.alphas_cumprod.to(latents.device)[index]
+        t = t.to(latents.device)
+        a = self.alpha(t)
         signal, sigma = expand(a.sqrt(), latents), expand((1 - a).sqrt(), latents)
-        x = signal * latents + sigma * noise
         target = noise if self.predicts == "epsilon" else signal * noise - sigma * latents
-        return Noised(x=x, t=index / steps, noise=noise, target=target, weight=self._weight(a))
-
-    def _weight(self, a: Tensor) -> Tensor | None:
-        if self.snr_gamma is None:
-            return None
-        snr = a / (1 - a)
-        least = snr.clamp(max=self.snr_gamma)
-        return least / (snr if self.predicts == "epsilon" else snr + 1)
+        on_grid = self._index(t) / len(self.alphas_cumprod)
+        weight = min_snr(a, self.snr_gamma, self.predicts)
+        return Noised(signal * latents + sigma * noise, on_grid, noise, target, weight)
 
     def clean(self, prediction: Tensor, noised: Noised) -> Tensor:
         """See `Objective.clean`."""
-        a = self.alphas_cumprod.to(noised.x.device)[(noised.t * len(self.alphas_cumprod)).round().long()]
+        a = self.alpha(noised.t.to(noised.x.device))
         signal, sigma = expand(a.sqrt(), noised.x), expand((1 - a).sqrt(), noised.x)
         if self.predicts == "epsilon":
             return (noised.x - sigma * prediction) / signal
         return signal * noised.x - sigma * prediction
+
+
+@dataclass(frozen=True)
+class Cosine:
+    """DDPM in continuous time on the cosine schedule (Nichol & Dhariwal 2021), as Wuerstchen's scheduler has it.
+
+    The target is the noise. scaler: other than 1 it bends t as the scheduler does. s: keeps a little noise at t = 0.
+    snr_gamma: as in `Diffusion`.
+    """
+
+    scaler: float = 1.0
+    s: float = 0.008
+    snr_gamma: float | None = None
+    flow = False
+
+    def alpha(self, t: Tensor) -> Tensor:
+        """The share [B] that the data has in the variance of x at t [B]; never quite 0 or 1."""
+        if self.scaler > 1:
+            t = 1 - (1 - t) ** self.scaler
+        elif self.scaler < 1:
+            t = t**self.scaler
+        start = math.cos(self.s / (1 + self.s) * math.pi / 2) ** 2
+        return (torch.cos((t + self.s) / (1 + self.s) * math.pi / 2).square() / start).clamp(1e-4, 1 - 1e-4)
+
+    def noised(self, latents: Tensor, noise: Tensor, t: Tensor) -> Noised:
+        """See `Objective.noised`."""
+        a = self.alpha(t.to(latents.device))
+        x = expand(a.sqrt(), latents) * latents + expand((1 - a).sqrt(), latents) * noise
+        return Noised(x=x, t=t, noise=noise, target=noise, weight=min_snr(a, self.snr_gamma))
+
+    def clean(self, prediction: Tensor, noised: Noised) -> Tensor:
+        """See `Objective.clean`."""
+        a = self.alpha(noised.t.to(noised.x.device))
+        return (noised.x - expand((1 - a).sqrt(), noised.x) * prediction) / expand(a.sqrt(), noised.x)
+
+
+def min_snr(alpha: Tensor, gamma: float | None, predicts: str = "epsilon") -> Tensor | None:
+    """The weight min(SNR, gamma) / SNR per item (SNR + 1 below the line for velocity), None without gamma."""
+    if gamma is None:
+        return None
+    snr = alpha / (1 - alpha)
+    return snr.clamp(max=gamma) / (snr if predicts == "epsilon" else snr + 1)
 
 
 def error(prediction: Tensor, target: Tensor, kind: str = "l2", c: float = 0.1) -> Tensor:

@@ -8,6 +8,7 @@ import json
 import re
 from collections.abc import Sequence
 from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -102,13 +103,12 @@ class Source:
         """
         if not self.has(part):
             raise UserError(f"source {self.name} has no {part} in its model_index.json; this family needs one.")
-        if self.hub_id:
-            self._fetch([f"{part}/{pattern}" for pattern in WEIGHTS])
+        self._want(part)
         folder = self.folder / part
         if not folder.is_dir():
             raise UserError(f"source {self.name} lacks the folder {part}/; download the whole model.")
         library, name = self.index[part]
-        cls = getattr(importlib.import_module(library), name, None)
+        cls = getattr(_module(library), name, None)
         if cls is None:
             raise UserError(f"source {self.name}: {part} wants {library}.{name}, which the installed {library} lacks.")
         network = issubclass(cls, torch.nn.Module)
@@ -121,13 +121,41 @@ class Source:
             raise UserError(f"source {self.name}: {part} could not be loaded ({first}); download it again.") from error
         return loaded.requires_grad_(False).eval() if network else loaded
 
+    def file(self, name: str) -> Path | None:
+        """A file at the top of the model that belongs to no component, None when there is none."""
+        if self.hub_id:
+            self._fetch([name])
+        path = self.folder / name
+        return path if path.is_file() else None
+
+    def _want(self, part: str) -> None:
+        """Have a component's files on this disk."""
+        if self.hub_id:
+            self._fetch([f"{part}/{pattern}" for pattern in WEIGHTS])
+
     def fingerprint(self, *parts: str) -> str:
         """A hash over the bytes of these components: what a cache entry made with them depends on."""
         digest = hashlib.sha256()
         for part in parts:
+            self._want(part)
             for path in sorted(p for p in (self.folder / part).rglob("*") if p.is_file()):
                 digest.update(f"{part}/{path.relative_to(self.folder / part)}".encode() + _file_hash(path).encode())
+            if (path := self.folder / f"{part}.safetensors").is_file():
+                digest.update(f"{part}.safetensors".encode() + _file_hash(path).encode())
         return digest.hexdigest()
+
+
+def _module(library: str) -> Any:
+    """What an index means by a library; None when there is none of that name.
+
+    A pipeline of diffusers may bring classes of its own; the index then names the pipeline (Kolors, Stable Cascade's
+    `wuerstchen`, which diffusers has since moved among the deprecated ones and no longer finds itself).
+    """
+    places = [f"diffusers.pipelines.{library}", f"diffusers.pipelines.deprecated.{library}", library]
+    for place in [library] if library in ("diffusers", "transformers") else places:
+        if find_spec(place):
+            return importlib.import_module(place)
+    return None
 
 
 def _file_hash(path: Path) -> str:

@@ -108,9 +108,9 @@ class Validator:
     def _load_decoder(self) -> None:
         """What sampling needs is loaded at the first sample and waits in main memory between samples."""
         parts, family = self.trainer.parts, self.trainer.family
-        for name in family.sample_parts(self.source):
-            if parts.components.get(name) is None:
-                parts.components[name] = self.source.load(name, self.dtype)
+        missing = [n for n in family.sample_parts(self.source) if parts.components.get(n) is None]
+        if missing:
+            parts.components |= family.load(self.source, missing, self.dtype).components
         self._move_decoder(next(parts.network.parameters()).device)
 
     def _move_decoder(self, device: torch.device) -> None:

@@ -1,19 +1,21 @@
-"""What the families around diffusers' UNet have in common: schedule, geometry, adapter presets, caption lengths."""
+"""What families with a discrete noise schedule have in common, most of them around diffusers' UNet."""
 
 from __future__ import annotations
 
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 from ..errors import UserError
-from ..family import Geometry
+from ..family import Framing, Geometry
 from ..objective import Diffusion, alphas_cumprod
 from ..source import Source
+from ..types import Cond
 from ._latents import halvings
 
 STEPS = 1000
-"""Length of the noise schedule of every model here; `predict` counts its integer steps by it."""
+"""Length of the noise schedule of most models; `predict` counts its integer steps by it."""
 
 ATTENTION = r".*\.attn[12]\.(to_q|to_k|to_v|to_out\.0)"
 FEED_FORWARD = r".*\.ff\.net\.(0\.proj|2)"
@@ -27,14 +29,17 @@ TARGETS = {
 }
 
 
-def diffusion(source: Source, snr_gamma: float | None) -> Diffusion:
-    """The objective that the model's scheduler configuration states. Raises `UserError` for one we cannot train."""
+def diffusion(source: Source, snr_gamma: float | None, steps: int = STEPS) -> Diffusion:
+    """The objective that the model's scheduler configuration states. Raises `UserError` for one we cannot train.
+
+    steps: the length of the family's schedule, by which its `predict` counts.
+    """
     config = source.config("scheduler")
     kind = config.get("_class_name", "no scheduler")
-    if "beta_schedule" not in config or config.get("num_train_timesteps", STEPS) != STEPS:
+    if "beta_schedule" not in config or config.get("num_train_timesteps", 1000) != steps:
         raise UserError(
             f"source {source.name} has a noise schedule we cannot train ({kind}): needed is one with a "
-            f"beta_schedule of {STEPS} steps; take another source."
+            f"beta_schedule of {steps} steps; take another source."
         )
     kinds: dict[str, Literal["epsilon", "velocity"]] = {"epsilon": "epsilon", "v_prediction": "velocity"}
     predicts = kinds.get(config.get("prediction_type", "epsilon"))
@@ -52,9 +57,9 @@ def diffusion(source: Source, snr_gamma: float | None) -> Diffusion:
     return Diffusion(alphas, predicts, snr_gamma)
 
 
-def step_index(t: Tensor) -> Tensor:
+def step_index(t: Tensor, steps: int = STEPS) -> Tensor:
     """t [B] in [0, 1] → integer steps [B] of the schedule."""
-    return (t * STEPS).round().long().clamp(0, STEPS - 1)
+    return (t * steps).round().long().clamp(0, steps - 1)
 
 
 def geometry(source: Source) -> Geometry:
@@ -70,6 +75,24 @@ def refuse_guidance_embedding(source: Source) -> None:
             f"source {source.name} is distilled for few steps (unet time_cond_proj_dim); train the model it was made "
             "from instead and use the result with the distilled one."
         )
+
+
+def is_sd2(source: Source) -> bool:
+    """Whether a StableDiffusionPipeline holds Stable Diffusion 2 and not 1.
+
+    Both have one class name. Every published model of 2.x projects into its attention levels with linear layers and
+    none of 1.x does, whatever their sizes: `use_linear_projection` of the UNet.
+    """
+    return bool(source.config("unet").get("use_linear_projection", False))
+
+
+def framing_ids(framing: Framing) -> Cond:
+    """time_ids: [6] = original (height, width), corner (top, left), size (height, width); Podell et al. 2023.
+
+    The corner is counted in the scaled picture, as there. float32, so that sizes stay exact under bfloat16.
+    """
+    sizes = (*framing.original[::-1], *framing.corner[::-1], *framing.size[::-1])
+    return {"time_ids": torch.tensor(sizes, dtype=torch.float32)}
 
 
 def clip_tokens(tokenizers: dict[str, Any], caption: str) -> list[tuple[str, int, int]]:

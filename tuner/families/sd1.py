@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..errors import UserError
 from ..family import Family, Geometry, Request, register
 from ..objective import Objective
 from ..recipe import Uniform
@@ -41,8 +42,12 @@ class StableDiffusion1(Family):
     encoders = "CLIP-L"
 
     def accept(self, source: Source) -> None:
-        """See `Family.accept`; also refuses distilled models."""
+        """See `Family.accept`; also refuses distilled models and Stable Diffusion 2."""
         super().accept(source)
+        if _ddpm.is_sd2(source):
+            raise UserError(
+                f"source {source.name} is a Stable Diffusion 2 model (unet use_linear_projection); set family: sd2."
+            )
         _ddpm.refuse_guidance_embedding(source)
 
     def load(self, source: Source, parts: Sequence[str], dtype: torch.dtype) -> Parts:

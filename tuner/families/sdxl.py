@@ -79,12 +79,8 @@ class StableDiffusionXL(Family):
         ]
 
     def frame_cond(self, framing: Framing) -> Cond:
-        """time_ids: [6] = original (height, width), corner (top, left), size (height, width); Podell et al. 2023.
-
-        The corner is counted in the scaled picture, as there. float32, so that sizes stay exact under bfloat16.
-        """
-        sizes = (*framing.original[::-1], *framing.corner[::-1], *framing.size[::-1])
-        return {"time_ids": torch.tensor(sizes, dtype=torch.float32)}
+        """See `_ddpm.framing_ids`."""
+        return _ddpm.framing_ids(framing)
 
     def predict(self, denoiser: nn.Module, x: Tensor, t: Tensor, cond: Cond) -> Tensor:
         """See `Family.predict`; the answer is noise or velocity, as the objective's target."""

@@ -45,3 +45,6 @@ class Schnell(Flux1):
     def build(self, folder: Path) -> None:
         schedule: dict[str, Any] = {"use_dynamic_shifting": False, "shift": 1.0}
         build("flux1", folder, guidance_embeds=False, latent_channels=16, scheduler=schedule)
+
+    def guided(self, rig: Rig) -> dict[str, Any]:
+        return {"true_cfg_scale": self.guidance, "negative_prompt": [""]}
