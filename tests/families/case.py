@@ -565,6 +565,7 @@ class Case:
                 length = call.tokens.shape[1]
                 assert length == count if run.text == "none" else length > count, (run.path, length, count)
                 for about, value in call.aligned():
+                    value = tuple(value.values()) if isinstance(value, dict) else value
                     for table in value if isinstance(value, tuple) else (value,):
                         assert all(table.shape[d] >= count for d in about.dims), (about, table.shape)
 

@@ -137,8 +137,10 @@ class Tread(Extension):
 def cut(value: Any, dims: Sequence[int], keep: Tensor, count: int, text: str = "none") -> Any:
     """Keep the entries `keep` [K] of the `count` media tokens along `dims`; the text's entries stay.
 
-    value: a tensor, or a tuple or list of such. Text's entries come first unless `text` is "after".
+    value: a tensor, or a tuple, list or dict of such. Text's entries come first unless `text` is "after".
     """
+    if isinstance(value, dict):
+        return {k: cut(v, dims, keep, count, text) for k, v in value.items()}
     if isinstance(value, tuple | list):
         return type(value)(cut(v, dims, keep, count, text) for v in value)
     for dim in dims:

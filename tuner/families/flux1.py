@@ -1,8 +1,10 @@
-"""FLUX.1: a two-stream, then one-stream transformer over packed 2x2 patches, told the text by T5 and pooled CLIP."""
+"""FLUX.1: a two-stream, then one-stream transformer over packed 2x2 patches, told the text by T5 and pooled CLIP.
+
+Kontext (task edit) has the packed latents of a reference picture behind those of the picture it draws.
+"""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,17 +15,26 @@ from torch import Tensor, nn
 from ..blocks import Aligned, Blocks
 from ..errors import UserError
 from ..family import Family, Geometry, Options, Request, register
-from ..objective import Flow, Objective
+from ..objective import Objective
 from ..recipe import LogitNormal, setting
 from ..source import Source
-from ..types import Cond, Parts, Prompt
+from ..types import Cond, Media, Parts, Prompt
+from . import _flow, _references
 from ._latents import halvings
 
 ATTENTION = r".*\.attn\.(to_q|to_k|to_v|to_out\.0|add_q_proj|add_k_proj|add_v_proj|to_add_out)"
 # One-stream blocks have their feed-forward in proj_mlp and proj_out; the network's last layer, also proj_out, is left.
 FEED_FORWARD = r".*\.ff(_context)?\.net\.(0\.proj|2)|single_transformer_blocks\.\d+\.proj_(mlp|out)"
 MODULATION = r".*_blocks\.\d+\.norm(1|1_context)?\.linear"
-ROTARY = (Aligned("image_rotary_emb", dims=(0,)),)
+# The attention mask of `t5_mask`, [B, 1, 1, tokens], is an entry of the second.
+ALIGNED = (Aligned("image_rotary_emb", dims=(0,)), Aligned("joint_attention_kwargs", dims=(3,)))
+CHANNELS = (("transformer", "in_channels"), ("vae", "latent_channels"))
+KONTEXT = "FluxKontextPipeline"
+OTHERS = {
+    "FluxFillPipeline": "fills masked parts of pictures",
+    "FluxControlPipeline": "draws along edges or depth",
+    "FluxPriorReduxPipeline": "turns pictures into prompts",
+}
 
 
 class Flux1Options(Options):
@@ -33,6 +44,11 @@ class Flux1Options(Options):
     guidance: float = setting(
         1.0, "Value of the distilled guidance embedding while training; models without one ignore it", "expert", ge=0
     )
+    t5_mask: bool = setting(
+        False,
+        "Mask the padding of T5 captions, which the original model attends; samples are drawn without the padding too",
+        "expert",
+    )
 
 
 @register
@@ -41,20 +57,21 @@ class Flux1(Family):
 
     name = "flux1"
     title = "FLUX.1"
-    pipelines = {"generate": "FluxPipeline"}
-    accepts = ("FluxPipeline",)
+    pipelines = {"generate": "FluxPipeline", "edit": KONTEXT}
+    accepts = ("FluxPipeline", KONTEXT)
     text_parts = ("tokenizer", "text_encoder", "tokenizer_2", "text_encoder_2")
     sources = {
         "dev": "black-forest-labs/FLUX.1-dev",
         "schnell": "black-forest-labs/FLUX.1-schnell",
         "krea": "black-forest-labs/FLUX.1-Krea-dev",
+        "kontext": "black-forest-labs/FLUX.1-Kontext-dev",
     }
     resolution = 1024
     guidance = 3.5
     timesteps = LogitNormal()
     blocks = (
-        Blocks("transformer_blocks", output=1, aligned=ROTARY),
-        Blocks("single_transformer_blocks", output=1, aligned=ROTARY),
+        Blocks("transformer_blocks", output=1, aligned=ALIGNED),
+        Blocks("single_transformer_blocks", output=1, aligned=ALIGNED),
     )
     targets = {
         "default": ATTENTION,
@@ -66,11 +83,28 @@ class Flux1(Family):
     encoders = "CLIP-L, T5-XXL"
     Options = Flux1Options
 
+    def accept(self, source: Source) -> None:
+        """See `Family.accept`; also refuses FLUX.1's tools, and editing with a model that was not made for it."""
+        if (does := OTHERS.get(source.pipeline)) is not None:
+            raise UserError(
+                f"source {source.name} is the FLUX.1 model that {does}, which flux1 does not train; take one of "
+                f"{', '.join(self.sources)}."
+            )
+        super().accept(source)
+        if self.task == "edit" and source.pipeline != KONTEXT:
+            raise UserError(
+                f"task is edit, but source {source.name} draws from text alone; take source kontext, or remove `task`."
+            )
+        takes, gives = (source.config(part).get(key) for part, key in CHANNELS)
+        if takes and gives and takes != 4 * gives:
+            raise UserError(
+                f"source {source.name}: the transformer takes {takes} channels, but 2x2 cells of its vae have "
+                f"{4 * gives}; it is a tool of FLUX.1 (fill, depth, edges), so take one of {', '.join(self.sources)}."
+            )
+
     def objective(self, source: Source, snr_gamma: float | None) -> Objective:
         """See `Family.objective`."""
-        if snr_gamma is not None:
-            raise UserError("train.snr_gamma has no meaning for flux1; remove it.")
-        return Flow()
+        return _flow.objective(self.name, snr_gamma)
 
     def geometry(self, source: Source) -> Geometry:
         """See `Family.geometry`; latents are packed in 2x2 patches."""
@@ -82,17 +116,37 @@ class Flux1(Family):
         return [("tokenizer_2", len(tokenizers["tokenizer_2"](caption).input_ids), self.options.max_tokens)]
 
     def encode_text(self, parts: Parts, prompts: Sequence[Prompt]) -> list[Cond]:
-        """embeds: [max_tokens, D] of T5, pooled: [P] of CLIP per caption."""
+        """embeds: [max_tokens, D] of T5, pooled: [P] of CLIP per caption; mask: bool [max_tokens] with `t5_mask`."""
+        texts, limit = [p.text for p in prompts], self.options.max_tokens
         embeds, pooled, _ = self.pipe(parts).encode_prompt(
-            [p.text for p in prompts],
-            device=parts["text_encoder_2"].device,
-            max_sequence_length=self.options.max_tokens,
+            texts, device=parts["text_encoder_2"].device, max_sequence_length=limit
         )
-        return [{"embeds": e, "pooled": p} for e, p in zip(embeds, pooled, strict=True)]
+        conds = [{"embeds": e, "pooled": p} for e, p in zip(embeds, pooled, strict=True)]
+        if not self.options.t5_mask:
+            return conds
+        tokens = parts["tokenizer_2"](
+            texts, padding="max_length", max_length=limit, truncation=True, return_tensors="pt"
+        )
+        return [{**c, "mask": m.bool()} for c, m in zip(conds, tokens.attention_mask, strict=True)]
 
     def encode_settings(self) -> dict[str, Any]:
         """See `Family.encode_settings`."""
-        return {"max_tokens": self.options.max_tokens}
+        return {"max_tokens": self.options.max_tokens, "t5_mask": self.options.t5_mask}
+
+    def media_cond(self, parts: Parts, media: Media) -> list[Cond]:
+        """Task edit: reference_0 [C, h, w], for items that have one (Kontext also draws without)."""
+        if self.task != "edit":
+            return super().media_cond(parts, media)
+        if len(media.references) > 1:
+            raise UserError(
+                f"Kontext edits one reference picture, but an item has {len(media.references)}; leave one in "
+                "data.reference, or join them into one picture."
+            )
+        return _references.encoded(media, lambda m: self.encode_media(parts, m))
+
+    def collate(self, conds: Sequence[Cond]) -> Cond:
+        """See `Family.collate`."""
+        return _references.collate(conds)
 
     def shift(self, latents: Tensor, cond: Cond, scheduler: dict[str, Any]) -> float:
         """exp(mu), mu linear in the number of tokens as in the pipeline.
@@ -100,44 +154,69 @@ class Flux1(Family):
         Unlike there, mu stops at max_shift: the line was drawn for up to max_image_seq_len tokens, and beyond, exp(mu)
         runs away (at 2048², half of all draws would lie above t = 0.96).
         """
-        if not scheduler.get("use_dynamic_shifting", False):
-            return float(scheduler.get("shift", 1.0))
-        tokens = (latents.shape[-2] // 2) * (latents.shape[-1] // 2)
-        low, high = scheduler.get("base_shift", 0.5), scheduler.get("max_shift", 1.15)
-        few, many = scheduler.get("base_image_seq_len", 256), scheduler.get("max_image_seq_len", 4096)
-        mu = min(low + (high - low) * (tokens - few) / (many - few), high)
-        return math.exp(mu) if scheduler.get("time_shift_type", "exponential") == "exponential" else mu
+        return _flow.shift(scheduler, (latents.shape[-2] // 2) * (latents.shape[-1] // 2))
 
     def predict(self, denoiser: nn.Module, x: Tensor, t: Tensor, cond: Cond) -> Tensor:
         """See `Family.predict`; the network's answer is already noise - data."""
-        b, c, h, w = x.shape
-        config = getattr(denoiser, "module", denoiser).config  # a distributed wrapper hides it
-        embeds = cond["embeds"]
+        b, _, h, w = x.shape
+        embeds, pictures = cond["embeds"], [x, *_references.listed(cond)]
+        hidden_states = torch.cat([FluxPipeline._pack_latents(p, *p.shape) for p in pictures], 1)
+        ids = [
+            FluxPipeline._prepare_latent_image_ids(b, p.shape[-2] // 2, p.shape[-1] // 2, x.device, x.dtype)
+            for p in pictures
+        ]
+        for reference in ids[1:]:
+            reference[..., 0] = 1
+        attention = {}
+        if "mask" in cond:
+            # keys only: a query without any key would have no answer, and nobody reads those of padding
+            seen = torch.cat([cond["mask"], cond["mask"].new_ones(hidden_states.shape[:2])], 1)
+            attention = {"attention_mask": seen[:, None, None]}
         out = denoiser(
-            hidden_states=FluxPipeline._pack_latents(x, b, c, h, w),
+            hidden_states=hidden_states,
             timestep=t,
-            guidance=torch.full_like(t, self.options.guidance) if config.guidance_embeds else None,
+            guidance=torch.full_like(t, self.options.guidance) if _flow.bare(denoiser).config.guidance_embeds else None,
             pooled_projections=cond["pooled"],
             encoder_hidden_states=embeds,
             txt_ids=torch.zeros(embeds.shape[1], 3, device=x.device, dtype=x.dtype),
-            img_ids=FluxPipeline._prepare_latent_image_ids(b, h // 2, w // 2, x.device, x.dtype),
-            joint_attention_kwargs={},
+            img_ids=torch.cat(ids),
+            joint_attention_kwargs=attention,
             return_dict=False,
         )[0]
-        return FluxPipeline._unpack_latents(out, h, w, 1)
+        return FluxPipeline._unpack_latents(out[:, : (h // 2) * (w // 2)], h, w, 1)
 
     def call(self, parts: Parts, request: Request) -> dict[str, Any]:
-        """See `Family.call`: the guidance embedding where there is one, else real guidance away from the negative."""
+        """See `Family.call`: the guidance embedding where there is one, else real guidance away from the negative.
+
+        With `t5_mask` the padding is cut off, which is the same as masking it. The pipeline wants the negative to be as
+        long as the prompt: the shorter of the two keeps padding up to the length of the longer.
+        """
         text = {"prompt_embeds": request.cond["embeds"][None], "pooled_prompt_embeds": request.cond["pooled"][None]}
+        masks = [c["mask"] for c in (request.cond, request.negative) if c and "mask" in c]
+        length = max((int(m.sum()) for m in masks), default=text["prompt_embeds"].shape[1])
+        text["prompt_embeds"] = text["prompt_embeds"][:, :length]
+        if self.task == "edit":
+            text |= self._reference(request)
         if parts["transformer"].config.guidance_embeds:
             return {**text, "guidance_scale": request.guidance}
         if request.negative is None or request.guidance <= 1.0:
             return text
         negative = {
-            "negative_prompt_embeds": request.negative["embeds"][None],
+            "negative_prompt_embeds": request.negative["embeds"][None, :length],
             "negative_pooled_prompt_embeds": request.negative["pooled"][None],
         }
         return {**text, **negative, "true_cfg_scale": request.guidance}
+
+    def _reference(self, request: Request) -> dict[str, Any]:
+        """Kontext's arguments: it draws at the asked size instead of about a megapixel, and sees the reference at no
+        more pixels than it draws (its own way is to bring every reference to about a megapixel)."""
+        area = request.width * request.height
+        if not request.references:
+            return {"max_area": area}
+        picture = request.references[0]
+        if (scale := (area / (picture.width * picture.height)) ** 0.5) < 1:
+            picture = picture.resize((round(picture.width * scale), round(picture.height * scale)))
+        return {"image": picture, "max_area": area, "_auto_resize": False}
 
     def wants_negative(self, source: Source, guidance: float) -> bool:
         """See `Family.wants_negative`; distilled guidance needs none."""
