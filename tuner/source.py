@@ -122,8 +122,9 @@ class Source:
         return loaded.requires_grad_(False).eval() if network else loaded
 
     def fingerprint(self, *parts: str) -> str:
-        """A hash over the bytes of these components: what a cache entry made with them depends on."""
-        digest = hashlib.sha256()
+        """A hash over the bytes of these components and the pipeline's class, which may decide how they are called:
+        what a cache entry made with them depends on."""
+        digest = hashlib.sha256(self.pipeline.encode())
         for part in parts:
             for path in sorted(p for p in (self.folder / part).rglob("*") if p.is_file()):
                 digest.update(f"{part}/{path.relative_to(self.folder / part)}".encode() + _file_hash(path).encode())

@@ -29,6 +29,10 @@ def test_known_answer_and_encode_round_trip(rig: Rig) -> None:
     rig.case.prove_known_answer(rig)
 
 
+def test_sampling_from_cached_text(rig: Rig) -> None:
+    rig.case.prove_cached_sampling(rig)
+
+
 def test_batch_is_its_items(rig: Rig) -> None:
     rig.case.prove_batch(rig)
 
