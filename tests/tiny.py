@@ -21,7 +21,10 @@ from transformers import (
     CLIPTextModel,
     CLIPTextModelWithProjection,
     CLIPTokenizer,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
     Qwen2Tokenizer,
+    Qwen2VLProcessor,
     T5Config,
     T5EncoderModel,
     T5Tokenizer,
@@ -207,6 +210,38 @@ def unet(path: Path, cross: int, latent: int, **config: Any) -> None:
         "attention_head_dim": 4,
     }
     save(UNet2DConditionModel(**{**settings, **config}), path)
+
+
+def qwen_processor(path: Path) -> None:
+    """Qwen2.5-VL's processor as on the Hub: tokenizer, pictures (patches of 14, merged 2x2) and videos."""
+    qwen_tokenizer(path)
+    common = {
+        "min_pixels": 56 * 56, "max_pixels": 28 * 28 * 16384, "patch_size": 14, "temporal_patch_size": 2,
+        "merge_size": 2, "image_mean": [0.48145466, 0.4578275, 0.40821073],
+        "image_std": [0.26862954, 0.26130258, 0.27577711], "processor_class": "Qwen2_5_VLProcessor",
+    }  # fmt: skip
+    write(path / "preprocessor_config.json", {**common, "image_processor_type": "Qwen2VLImageProcessor"})
+    write(path / "video_preprocessor_config.json", {**common, "video_processor_type": "Qwen2VLVideoProcessor"})
+    assert Qwen2VLProcessor.from_pretrained(path).image_token_id == 256 + QWEN_SPECIAL.index("<|image_pad|>")
+
+
+def qwen_vl(encoder: Path, width: int = 32) -> None:
+    """A Qwen2.5-VL of two layers, text and vision (windows and full attention), for `qwen_tokenizer`'s tokens."""
+    token = {name.strip("<|>"): 256 + i for i, name in enumerate(QWEN_SPECIAL)}
+    text = {
+        "vocab_size": QWEN_VOCAB, "hidden_size": width, "intermediate_size": 2 * width, "num_hidden_layers": 2,
+        "num_attention_heads": width // 16, "num_key_value_heads": 1, "rms_norm_eps": 1e-6,
+        "max_position_embeddings": 128000, "bos_token_id": token["endoftext"], "eos_token_id": token["im_end"],
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [2, 3, 3]},
+    }  # fmt: skip
+    vision = {
+        "depth": 2, "hidden_size": 32, "intermediate_size": 32, "num_heads": 2, "out_hidden_size": width,
+        "fullatt_block_indexes": [1], "window_size": 112, "patch_size": 14,
+    }  # fmt: skip
+    ids = {f"{name}_token_id": token[f"{name}_pad"] for name in ("image", "video")}
+    ends = {f"vision_{end}_token_id": token[f"vision_{end}"] for end in ("start", "end")}
+    config = Qwen2_5_VLConfig(text_config=text, vision_config=vision, tie_word_embeddings=False, **ids, **ends)
+    save(Qwen2_5_VLForConditionalGeneration(config), encoder)
 
 
 def index(pipeline: str, **parts: str | None) -> dict[str, Any]:

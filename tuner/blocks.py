@@ -13,10 +13,28 @@ from torch.utils.hooks import RemovableHandle
 
 @dataclass(frozen=True)
 class Aligned:
-    """A block argument with one entry per token along `dims`; entries of text (if any) come before the tokens'."""
+    """A block argument with one entry per token along `dims`; entries of text (if any) come before the tokens'.
+
+    entry: where only one tensor of a tuple is of the media tokens, its place (rotary tables of picture and text apart).
+    """
 
     name: str
     dims: tuple[int, ...] = (1,)
+    entry: int | None = None
+
+    def tables(self, value: Any) -> tuple[Tensor, ...]:
+        """The tensors of the argument that have an entry per token."""
+        if self.entry is not None:
+            return (value[self.entry],)
+        if isinstance(value, dict):
+            return tuple(value.values())
+        return tuple(value) if isinstance(value, tuple | list) else (value,)
+
+    def changed(self, value: Any, fn: Callable[[Any], Any]) -> Any:
+        """The argument with `fn` applied to what has an entry per token."""
+        if self.entry is None:
+            return fn(value)
+        return tuple(fn(v) if i == self.entry else v for i, v in enumerate(value))
 
 
 @dataclass(frozen=True)

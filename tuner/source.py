@@ -134,8 +134,9 @@ class Source:
             self._fetch([f"{part}/{pattern}" for pattern in WEIGHTS])
 
     def fingerprint(self, *parts: str) -> str:
-        """A hash over the bytes of these components: what a cache entry made with them depends on."""
-        digest = hashlib.sha256()
+        """A hash over the bytes of these components and the pipeline's class, which may decide how they are called:
+        what a cache entry made with them depends on."""
+        digest = hashlib.sha256(self.pipeline.encode())
         for part in parts:
             self._want(part)
             for path in sorted(p for p in (self.folder / part).rglob("*") if p.is_file()):

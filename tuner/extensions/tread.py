@@ -113,7 +113,8 @@ class Tread(Extension):
             call.set(call.blocks.tokens, call.tokens.index_select(1, step.routed))
         assert step.routed is not None
         for described, value in list(call.aligned()):
-            call.set(described.name, cut(value, described.dims, step.routed, self._count, call.blocks.text))
+            kept = partial(cut, dims=described.dims, keep=step.routed, count=self._count, text=call.blocks.text)
+            call.set(described.name, described.changed(value, kept))
 
     def _rejoin(self, out: Tensor, text: Literal["none", "before", "after"]) -> Tensor:
         """Put the kept tokens back among those that skipped the blocks; text in the same sequence stays where it is."""
