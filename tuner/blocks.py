@@ -13,10 +13,14 @@ from torch.utils.hooks import RemovableHandle
 
 @dataclass(frozen=True)
 class Aligned:
-    """A block argument with one entry per token along `dims`; entries of text (if any) come before the tokens'."""
+    """A block argument with one entry per token along `dims`; entries of text (if any) come before the tokens'.
+
+    axes: where it has per-token entries only when it has this many axes (a time embedding per token or per item).
+    """
 
     name: str
     dims: tuple[int, ...] = (1,)
+    axes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -59,7 +63,8 @@ class Call:
     def aligned(self) -> Iterator[tuple[Aligned, Any]]:
         """The per-token arguments that were passed, with their descriptions."""
         for described in self.blocks.aligned:
-            if (value := self.bound.arguments.get(described.name)) is not None:
+            value = self.bound.arguments.get(described.name)
+            if value is not None and described.axes in (None, getattr(value, "ndim", None)):
                 yield described, value
 
 

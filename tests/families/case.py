@@ -315,7 +315,8 @@ class Case:
             assert out.shape == raw.shape
             assert_same(ours.calls[0], call, f"step {i}")
         if rig.objective.flow:
-            assert_same(self.seen(rig, theirs.calls[0], shape), raw, "packing")
+            counts = self.counted(rig, raw, cond)
+            assert_same(self.seen(rig, theirs.calls[0], shape) * counts, raw * counts, "packing")
 
     def prove_answer_parity(self, rig: Rig) -> None:
         """From one fixed answer, the pipeline's scheduler and our objective reach the same next input."""
