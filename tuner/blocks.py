@@ -16,11 +16,13 @@ class Aligned:
     """A block argument with one entry per token along `dims`; entries of text (if any) come before the tokens'.
 
     entry: where only one tensor of a tuple is of the media tokens, its place (rotary tables of picture and text apart).
+    axes: where it has per-token entries only when it has this many axes (a time embedding per token or per item).
     """
 
     name: str
     dims: tuple[int, ...] = (1,)
     entry: int | None = None
+    axes: int | None = None
 
     def tables(self, value: Any) -> tuple[Tensor, ...]:
         """The tensors of the argument that have an entry per token."""
@@ -77,7 +79,8 @@ class Call:
     def aligned(self) -> Iterator[tuple[Aligned, Any]]:
         """The per-token arguments that were passed, with their descriptions."""
         for described in self.blocks.aligned:
-            if (value := self.bound.arguments.get(described.name)) is not None:
+            value = self.bound.arguments.get(described.name)
+            if value is not None and described.axes in (None, getattr(value, "ndim", None)):
                 yield described, value
 
 
