@@ -161,7 +161,7 @@ QWEN_CHAT = (
 
 
 def qwen_tokenizer(path: Path) -> None:
-    """Qwen's byte-level tokenizer (vocab.json, merges.txt): one token a byte, its special tokens and a chat template."""
+    """Qwen's byte-level tokenizer (vocab.json, merges.txt): a token a byte, special tokens, a chat template."""
     write(path / "vocab.json", {token: i for i, token in enumerate(sorted(ByteLevel.alphabet()))})
     (path / "merges.txt").write_text("#version: 0.2\n", encoding="utf-8")
     added = {

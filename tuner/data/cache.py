@@ -149,7 +149,7 @@ class Cache:
 
     def write(self, entries: dict[str, Entry]) -> Path:
         """Write entries as one shard, which appears whole or not at all."""
-        flat = {f"{k}/{n}": _plain(t) for k, e in entries.items() for n, t in e.items()}
+        flat = _apart({f"{k}/{n}": _plain(t) for k, e in entries.items() for n, t in e.items()})
         sums = {k: f"{_sum([flat[f'{k}/{n}'] for n in sorted(e)]):08x}" for k, e in entries.items()}
         path = self.folder / f"{uuid.uuid4().hex}.safetensors"
         partial = path.with_suffix(f".{os.getpid()}.tmp")
@@ -260,8 +260,19 @@ class Writer:
             self.cache.write(entries)
 
 
+def _apart(tensors: Entry) -> Entry:
+    """The same with a copy of every tensor whose memory another one has: safetensors refuses those."""
+    seen: set[int] = set()
+    for name, tensor in tensors.items():
+        place = tensor.untyped_storage().data_ptr()
+        if place in seen:
+            tensors[name] = tensor.clone()
+        seen.add(place)
+    return tensors
+
+
 def _plain(tensor: Tensor) -> Tensor:
-    """A copy on the CPU that shares no memory: safetensors refuses views of one storage."""
+    """On the CPU and contiguous, a copy where it is a view of more."""
     tensor = tensor.detach().cpu()
     whole = tensor.untyped_storage().nbytes() == tensor.nbytes
     return tensor if whole and tensor.is_contiguous() else tensor.clone(memory_format=torch.contiguous_format)
