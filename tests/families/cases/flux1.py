@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import nn
 from tests.families.case import Rig, Shape
 from tests.families.packed import Packed, picture
 from tests.tiny import build
+from tuner.family import Request
 from tuner.types import Media
 
 
@@ -46,6 +48,9 @@ class Schnell(Flux1):
         wide = {"num_attention_heads": 8}  # patches of 64 channels do not fit through a narrow network
         build("flux1", folder, guidance_embeds=False, latent_channels=16, scheduler=schedule, transformer_settings=wide)
 
+    def guided(self, rig: Rig) -> dict[str, Any]:
+        return {"true_cfg_scale": self.guidance, "negative_prompt": [""]}
+
 
 class Kontext(Flux1):
     """FLUX.1 Kontext [dev]: one reference per item, not of the drawn size."""
@@ -69,6 +74,9 @@ class Kontext(Flux1):
         pictures = [picture(i, *self.reference) for i in range(len(captions))]
         plain = {"image": pictures, "max_area": shape.width * shape.height, "_auto_resize": False}
         return super().run(pipe, captions, shape, **plain, **settings)
+
+    def request(self, rig: Rig, caption: str, shape: Shape, steps: int) -> Request:
+        return replace(super().request(rig, caption, shape, steps), references=(picture(0, *self.reference),))
 
     def tokens(self, rig: Rig, shape: Shape) -> int:
         rate = rig.family.geometry(rig.source).rate

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from transformers import (
 from tests.families.case import Case, Rig, Shape
 from tests.families.packed import picture
 from tests.tiny import QWEN_VOCAB, index, qwen_tokenizer, save, write
+from tuner.family import Request
 from tuner.types import Media
 
 SPECIAL = [
@@ -162,6 +164,10 @@ class Flux2Edit(Flux2):
     def run(self, pipe: Any, captions: Any, shape: Shape, **settings: Any) -> Any:
         pictures = [picture(i, *size) for i, size in enumerate(self.references)]
         return super().run(pipe, captions, shape, image=pictures, **settings)
+
+    def request(self, rig: Rig, caption: str, shape: Shape, steps: int) -> Request:
+        pictures = tuple(picture(i, *size) for i, size in enumerate(self.references))
+        return replace(super().request(rig, caption, shape, steps), references=pictures)
 
     def tokens(self, rig: Rig, shape: Shape) -> int:
         rate = rig.family.geometry(rig.source).rate
