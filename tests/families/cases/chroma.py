@@ -22,7 +22,6 @@ class Chroma(Packed):
     options = {"max_tokens": 32}
     settings = {"max_sequence_length": 32}
     overfit_steps = 100
-    quick = True
     millions = 8900.0  # "8.9B" (model card)
     layers = {
         "default": 19 * 8 + 38 * 3,

@@ -41,7 +41,7 @@ class Schnell(Flux1):
 
     name = "flux1-schnell"
     quick = False
-    overfit_steps = 200
+    overfit_steps, overfit_lr = 200, 3e-3
 
     def build(self, folder: Path) -> None:
         schedule: dict[str, Any] = {"use_dynamic_shifting": False, "shift": 1.0}

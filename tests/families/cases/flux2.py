@@ -180,7 +180,6 @@ class Klein(Flux2):
     name = "flux2-klein"
     options = {"max_tokens": 160}
     settings = {"max_sequence_length": 160}
-    quick = True
     millions, tolerance = 4000.0, 500.0  # "4B" (model card)
     layers = {
         "default": 5 * 8 + 20 * 2,
