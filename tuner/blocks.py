@@ -13,10 +13,14 @@ from torch.utils.hooks import RemovableHandle
 
 @dataclass(frozen=True)
 class Aligned:
-    """A block argument with one entry per token along `dims`; entries of text (if any) come before the tokens'."""
+    """A block argument with one entry per token along `dims`.
+
+    text: where entries of text stand among them (if any); None: as in the run, before the tokens' if that has none.
+    """
 
     name: str
     dims: tuple[int, ...] = (1,)
+    text: Literal["before", "after"] | None = None
 
 
 @dataclass(frozen=True)
@@ -26,6 +30,7 @@ class Blocks:
     path: submodule that holds the blocks. tokens: the argument that carries the media tokens [B, N, D].
     output: which element of the returned tuple they are in (None: the result itself, or its first element).
     text: whether text tokens stand in the same sequence, before or after. aligned: other per-token arguments.
+    plane: whether the blocks also see their tokens as a plane (convolutions), so that none may be left out.
     """
 
     path: str
@@ -33,6 +38,7 @@ class Blocks:
     output: int | None = None
     text: Literal["none", "before", "after"] = "none"
     aligned: tuple[Aligned, ...] = ()
+    plane: bool = False
 
 
 def walk(descriptions: Sequence[Blocks], denoiser: nn.Module) -> list[tuple[nn.Module, Blocks]]:
