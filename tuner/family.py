@@ -234,6 +234,14 @@ class Family:
         """
         raise NotImplementedError
 
+    def extra(self, denoiser: nn.Module) -> dict[str, Tensor]:
+        """Further terms of the loss by name, with gradient, which the last `predict` in training noted in the network
+        (how evenly experts are used)."""
+        return {}
+
+    def prepare(self, pipe: Any, request: Request) -> None:
+        """Bring the official pipeline to draw this request as it is asked for, where arguments cannot."""
+
     def call(self, parts: Parts, request: Request) -> dict[str, Any]:
         """Arguments of the official pipeline for one sample from cached text; they go over those of `sized`."""
         raise NotImplementedError

@@ -43,6 +43,8 @@ class Tread(Extension):
         """Only described transformer blocks can be routed, and the picture's tokens must be known by their place."""
         if not family.blocks:
             return f"tread needs a plain run of transformer blocks, which {family.name} has not; remove the extension."
+        if any(run.plane for run in family.blocks):
+            return f"tread cannot leave tokens out of {family.name}, whose blocks convolve them; remove the extension."
         if all(run.text != "none" for run in family.blocks):
             return f"tread cannot tell text from picture in the blocks of {family.name} yet; remove the extension."
         return None
@@ -113,7 +115,8 @@ class Tread(Extension):
             call.set(call.blocks.tokens, call.tokens.index_select(1, step.routed))
         assert step.routed is not None
         for described, value in list(call.aligned()):
-            kept = partial(cut, dims=described.dims, keep=step.routed, count=self._count, text=call.blocks.text)
+            text = described.text or call.blocks.text
+            kept = partial(cut, dims=described.dims, keep=step.routed, count=self._count, text=text)
             call.set(described.name, described.changed(value, kept))
 
     def _rejoin(self, out: Tensor, text: Literal["none", "before", "after"]) -> Tensor:
