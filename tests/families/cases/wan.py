@@ -104,6 +104,10 @@ class Clips(Case):
         """A first frame's mask and latents stand behind the noisy channels."""
         return call["hidden_states"][:, : rig.parts["vae"].config.z_dim]
 
+    def picture(self, shape: Shape) -> Image.Image:
+        """What an image-to-video pipeline is given."""
+        return picture(shape)
+
     def media(self, rig: Rig, shape: Shape, n: int) -> Media:
         return Media(clip(shape, n), fps=self.fps(rig))
 
