@@ -81,6 +81,7 @@ class LongCatImage(Family):
     def pipe(self, parts: Parts) -> Any:
         """See `Family.pipe`; also lets it draw from cached text, where it asks how many prompts None are."""
         pipe = super().pipe(parts)
+        pipe.tokenizer_max_length = TOKENS
         encode = pipe.encode_prompt
         pipe.encode_prompt = lambda prompt=None, **given: encode(prompt=[""] if prompt is None else prompt, **given)
         return pipe

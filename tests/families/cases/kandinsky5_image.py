@@ -33,7 +33,7 @@ class Kandinsky5Image(Case):
     settings: dict[str, Any] = {"max_sequence_length": 400}
     pads_are_read = True  # the network takes no mask; the pipeline gives it the padding of a batch too
     visual_cond = False
-    overfit_steps = 120
+    overfit_shape, overfit_batch = Shape(64, 64), 6
     # published as 6 B; configs/config_t2i.yaml of github.com/kandinskylab/kandinsky-5 has the numbers of `real`
     millions = 6022.1
     layers = {"default": 2 * 4 + 50 * 8, "attention+feed-forward": 52 * 2 + 408, "all-linear": 52 * 3 + 408}
