@@ -104,7 +104,7 @@ def clip_tokenizer(path: Path, pad: str = "<|endoftext|>") -> None:
     assert len(CLIPTokenizer.from_pretrained(path)) == CLIP_VOCAB
 
 
-def clip_encoder(path: Path, width: int, act: str, projection: int | None = None) -> None:
+def clip_encoder(path: Path, width: int, act: str, projection: int | None = None, positions: int = 77) -> None:
     """A CLIP text encoder with the Hub's key names and its old, wrong eos_token_id of 2, which transformers heeds."""
     config = CLIPTextConfig(
         vocab_size=CLIP_VOCAB,
@@ -112,7 +112,7 @@ def clip_encoder(path: Path, width: int, act: str, projection: int | None = None
         intermediate_size=2 * width,
         num_hidden_layers=3,
         num_attention_heads=4,
-        max_position_embeddings=77,
+        max_position_embeddings=positions,
         hidden_act=act,
         projection_dim=projection or width,
         bos_token_id=0,

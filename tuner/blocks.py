@@ -49,6 +49,7 @@ class Blocks:
     output: which element of the returned tuple they are in (None: the result itself, or its first element).
     text: whether text tokens stand in the same sequence, before or after. aligned: other per-token arguments.
     plane: whether the blocks also see their tokens as a plane (convolutions), so that none may be left out.
+    closed: whether the network counts the tokens where this run ends, so that none may be missing there.
     """
 
     path: str
@@ -57,6 +58,7 @@ class Blocks:
     text: Literal["none", "before", "after"] = "none"
     aligned: tuple[Aligned, ...] = ()
     plane: bool = False
+    closed: bool = False
 
 
 def walk(descriptions: Sequence[Blocks], denoiser: nn.Module) -> list[tuple[nn.Module, Blocks]]:

@@ -15,14 +15,17 @@ import torch
 from diffusers.pipelines.cosmos import pipeline_cosmos2_text2image
 from torch import Tensor
 
+from tests import tiny
 from tests.families.case import LONG, SHORT, Case, Recorder, Rig, Shape, generator
 from tests.families.cases import all_cases
 from tests.families.cases.omnigen import Edit
-from tuner import adapters, families, sample
+from tuner import adapters, extensions, families, sample
+from tuner.blocks import on_input
 from tuner.errors import UserError
+from tuner.extension import Context, Stack
 from tuner.families import cosmos2, omnigen
 from tuner.family import Request
-from tuner.recipe import FullSpec, TrainSpec
+from tuner.recipe import FullSpec, LoraSpec, TrainSpec
 from tuner.source import Source
 from tuner.types import Batch, Cond, Prompt
 
@@ -167,6 +170,97 @@ def test_options_change_encodings_and_their_key(checkpoint: Checkpoint) -> None:
     assert plain.encode_settings() != rig.family.encode_settings()
 
 
+@pytest.mark.parametrize("name", GUIDED)
+def test_checkpointing_changes_nothing(name: str, checkpoint: Checkpoint) -> None:
+    """Same answer, same gradients of an adapter, for captions of different length in one batch."""
+    rig = Rig(CASES[name], checkpoint(CASES[name]))
+    spec = LoraSpec(rank=2, targets=list(rig.family.targets)[-1])
+    adapter, network = adapters.build(spec, rig.family, rig.parts), rig.parts.network.train()
+    with torch.no_grad():
+        for p in adapter.parameters():
+            p.add_(torch.randn(p.shape, generator=generator(1)) * 0.02)
+    shape = CASES[name].shapes[1]
+    x, t, cond = rig.latent(shape, 2), torch.tensor([0.3, 0.6]), rig.cond([SHORT, LONG], shape)
+    seen = []
+    for checkpointing in (False, True):
+        if checkpointing:
+            network.enable_gradient_checkpointing()
+        network.zero_grad()
+        out = rig.family.predict(network, x, t, cond)
+        out.square().mean().backward()
+        seen.append([out.detach(), *(p.grad.clone() for p in adapter.parameters() if p.grad is not None)])
+    assert len(seen[0]) > 1
+    torch.testing.assert_close(seen[1], seen[0], atol=1e-5, rtol=1e-4)
+
+
+def test_an_autoencoder_of_another_rate_draws_the_size_asked_for(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    """Lumina's pipeline takes 8 pixels a cell for granted; here it is 4."""
+    case = CASES["lumina2"]
+    folder = shutil.copytree(checkpoint(case), tmp_path / "finer")
+    shutil.rmtree(folder / "vae")
+    tiny.vae(folder / "vae", 4, 3, shift_factor=0.1159, scaling_factor=0.3611)
+    cls = families.get("lumina2")
+    family, source = cls(), Source(str(folder), {})
+    assert (family.geometry(source).rate, family.geometry(source).multiple) == (4, 8)
+    parts = family.load(source, ("tokenizer", "text_encoder", "transformer", "vae", "scheduler"), torch.float32)
+    with torch.no_grad():
+        (cond,) = family.encode_text(parts, [Prompt(SHORT)])
+    assert sample.draw(family, parts, Request(cond, None, 96, 64, 2, 1.0, 0)).image.size == (96, 64)
+
+
+def test_hidream_tables_hold_the_text_behind_the_picture(checkpoint: Checkpoint) -> None:
+    """As described for routing: all text stands at place 0, which the rotation leaves alone; places of the picture do
+    not, but the first."""
+    rig = Rig(CASES["hidream"], checkpoint(CASES["hidream"]))
+    run = rig.family.blocks[0]
+    assert {a.text for b in rig.family.blocks for a in b.aligned} == {"after"}
+    calls: list[tuple[int, Tensor]] = []
+
+    def see(call: Any) -> None:
+        calls.append((call.tokens.shape[1], call.bound.arguments["image_rotary_emb"]))
+
+    hook = on_input(rig.parts.network.get_submodule(run.path)[0], run, see)
+    with torch.no_grad():
+        shape = Shape(64, 64)
+        rig.family.predict(rig.parts.network, rig.latent(shape, 1), torch.tensor([0.5]), rig.cond([SHORT], shape))
+    hook.remove()
+    ((count, table),) = calls
+    rest = torch.eye(2).expand_as(table)
+    moved = (table - rest).abs().flatten(2).amax(-1)[0] > 0
+    assert count == 64
+    assert moved.tolist() == [False] + [True] * (count - 1) + [False] * (table.shape[1] - count)
+
+
+def test_tread_knows_what_it_may_leave_out(checkpoint: Checkpoint) -> None:
+    """It routes the two streams of HiDream and Cosmos, and says why it does not where tokens may not be missing."""
+    cls = extensions.get("tread")
+    recipe: Any = None
+    reasons = {
+        n: cls(cls.Settings()).refuses(families.get(n)(), recipe) for n in ("sana", "lumina2", "z_image", "omnigen")
+    }
+    assert "convolve" in reasons.pop("sana")
+    assert all("cannot tell text from picture" in (r or "") for r in reasons.values())
+    for name, last in (("hidream", 1), ("cosmos2", 1)):
+        rig = Rig(CASES[name], checkpoint(CASES[name]))
+        adapter = adapters.build(FullSpec(), rig.family, rig.parts)
+        tread = cls(cls.Settings(drop=0.5, first=0, last=last))
+        assert tread.refuses(rig.family, recipe) is None
+        context = Context(rig.family, rig.parts.network, adapter, 1)
+        if name == "hidream":
+            with pytest.raises(UserError, match="set last to 1 or less"):
+                cls(cls.Settings(first=0, last=2)).attach(context)
+        trainer = rig.trainer(adapter, TrainSpec(steps=1, precision="fp32", optimizer="adamw"))
+        trainer.stack = Stack([tread])
+        trainer.stack.attach(context)
+        shape, seen = Shape(64, 64), []
+        blocks = rig.parts.network.get_submodule(rig.family.blocks[0].path)
+        hook = on_input(blocks[1], rig.family.blocks[0], lambda call: seen.append(call.tokens.shape[1]))  # noqa: B023
+        rig.parts.network.train()
+        trainer.step([Batch(rig.latent(shape, 2), rig.cond([SHORT, LONG], shape), ("a", "b"), (0, 1), 2)])
+        hook.remove()
+        assert seen == [CASES[name].tokens(rig, shape) // 2]
+
+
 # -- refusals ----------------------------------------------------------------------------------------------------------
 
 
@@ -180,6 +274,8 @@ def test_distilled_models_are_refused(checkpoint: Checkpoint, tmp_path: Path) ->
     assert "train HiDream-I1 Full" in refusal("hidream", fast)
     frozen = changed(hidream, tmp_path / "frozen", "transformer", force_inference_output=True)
     assert "experts get no gradient" in refusal("hidream", frozen)
+    short = changed(hidream, tmp_path / "short", "text_encoder", max_position_embeddings=77)
+    assert "lower it to 77" in refusal("hidream", short)
     omni = changed(z_image, tmp_path / "omni", "transformer", siglip_feat_dim=1152)
     assert "Z-Image Omni" in refusal("z_image", omni)
     assert "is a ZImagePipeline model" in refusal("sana", z_image)
@@ -242,7 +338,7 @@ def test_hidream_reads_llama_from_elsewhere(checkpoint: Checkpoint, tmp_path: Pa
     shutil.rmtree(without / "tokenizer_4")
     parts: list[Tensor] = []
     for source, options in ((folder, {}), (without, {"llama": str(llama)})):
-        family = cls(cls.Options(max_tokens=72, **options))
+        family = cls(cls.Options(max_tokens=96, **options))
         loaded = family.load(Source(str(source), {}), family.text_parts, torch.float32)
         with torch.no_grad():
             parts.append(family.encode_text(loaded, [Prompt(SHORT)])[0]["llama"])
@@ -276,7 +372,7 @@ def test_hidream_balances_its_experts(checkpointing: bool, checkpoint: Checkpoin
     rig = Rig(CASES["hidream"], checkpoint(CASES["hidream"]))
     cls, network = families.get("hidream"), rig.parts.network
     gates = [m for m in network.modules() if type(m).__name__ == "MoEGate"]
-    rig.family = cls(cls.Options(max_tokens=72, balance=0.5))
+    rig.family = cls(cls.Options(max_tokens=96, balance=0.5))
     cond, x, t = rig.cond([SHORT, LONG], Shape(64, 64)), rig.latent(Shape(64, 64), 2), torch.tensor([0.3, 0.6])
     network.train().requires_grad_(True)
     inputs: list[Tensor] = []
@@ -304,7 +400,7 @@ def test_hidream_trains_with_balance_or_without(checkpoint: Checkpoint) -> None:
     cls, weights = families.get("hidream"), []
     for balance in (0.0, 10.0):
         rig = Rig(CASES["hidream"], checkpoint(CASES["hidream"]))
-        rig.family = cls(cls.Options(max_tokens=72, balance=balance))
+        rig.family = cls(cls.Options(max_tokens=96, balance=balance))
         spec = TrainSpec(steps=2, lr=1e-3, precision="fp32", optimizer="adamw")
         trainer = rig.trainer(adapters.build(FullSpec(), rig.family, rig.parts), spec)
         cond = rig.cond([SHORT, LONG], Shape(64, 64))

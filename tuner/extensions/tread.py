@@ -61,6 +61,12 @@ class Tread(Extension):
                 f"extensions: tread: text and picture share one sequence in block {first}; "
                 f"set first to one of {entries[0]} to {entries[-1]}."
             )
+        ends = max(i for i, (_, run) in enumerate(walked) if run is walked[first][1])
+        if walked[first][1].closed and last > ends:
+            raise UserError(
+                f"extensions: tread: {context.family.name} counts its tokens behind block {ends}, where none may be "
+                f"missing; set last to {ends} or less."
+            )
         for place, (module, run) in enumerate(walked[first : last + 1]):
             blocks.on_input(module, run, partial(self._enter, first=place == 0))
         module, run = walked[last]

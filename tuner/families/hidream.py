@@ -72,7 +72,7 @@ class HiDream(Family):
     guidance = 5.0
     timesteps = LogitNormal()
     blocks = (
-        Blocks("double_stream_blocks", output=0, aligned=TABLES),
+        Blocks("double_stream_blocks", output=0, aligned=TABLES, closed=True),
         Blocks("single_stream_blocks", text="after", aligned=TABLES),
     )
     targets = {
@@ -97,6 +97,12 @@ class HiDream(Family):
             raise UserError(
                 f"source {source.name} sets force_inference_output in transformer/config.json, with which the experts "
                 "get no gradient; set it to false there."
+            )
+        read = [source.config(p).get("max_position_embeddings", 77) for p in ("text_encoder", "text_encoder_2")]
+        if self.options.max_tokens > min(read):
+            raise UserError(
+                f"options.max_tokens is {self.options.max_tokens}, but the CLIP encoders of source {source.name} read "
+                f"at most {min(read)} tokens; lower it to {min(read)}."
             )
 
     def load(self, source: Source, parts: Sequence[str], dtype: torch.dtype) -> Parts:

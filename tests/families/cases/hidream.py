@@ -52,9 +52,10 @@ class HiDream(Solver):
     """HiDream-I1 Full."""
 
     name = family = "hidream"
-    options = {"max_tokens": 72}
-    settings = {"max_sequence_length": 72}
+    options = {"max_tokens": 96}
+    settings = {"max_sequence_length": 96}
     overfit_steps = 150
+    quick = True
     # 17B by its model card; sizes of the published transformer/config.json
     millions = 17105.7
     layers = {"default": 16 * 8 + 32 * 4, "attention+feed-forward": 448, "all-linear": 448 + 48 * 12 + 49}
@@ -62,8 +63,8 @@ class HiDream(Solver):
     def build(self, folder: Path) -> None:
         tiny.clip_tokenizer(folder / "tokenizer")
         tiny.clip_tokenizer(folder / "tokenizer_2", pad="!")
-        tiny.clip_encoder(folder / "text_encoder", 32, "quick_gelu", projection=24)
-        tiny.clip_encoder(folder / "text_encoder_2", 48, "gelu", projection=40)
+        tiny.clip_encoder(folder / "text_encoder", 32, "quick_gelu", projection=24, positions=248)
+        tiny.clip_encoder(folder / "text_encoder_2", 48, "gelu", projection=40, positions=218)
         tiny.t5_tokenizer(folder / "tokenizer_3")
         tiny.t5_encoder(folder / "text_encoder_3", 48)
         llama(folder / "tokenizer_4", folder / "text_encoder_4")
