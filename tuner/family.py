@@ -234,6 +234,9 @@ class Family:
         """
         raise NotImplementedError
 
+    def prepare(self, pipe: Any, request: Request) -> None:
+        """Bring the official pipeline to draw this request as it is asked for, where arguments cannot."""
+
     def call(self, parts: Parts, request: Request) -> dict[str, Any]:
         """Arguments of the official pipeline for one sample from cached text; they go over those of `sized`."""
         raise NotImplementedError
@@ -252,6 +255,10 @@ class Family:
             frames = np.stack([np.asarray(frame) for frame in out.frames[0]])
             return Drawn(frames=frames, fps=request.fps)
         return Drawn(image=out.images[0])
+
+    def rate(self, parts: Parts) -> int:
+        """Samples per second of the sound that the pipeline draws; 0 where it draws none."""
+        return 0
 
     def wants_negative(self, source: Source, guidance: float) -> bool:
         """Whether sampling with this guidance needs the negative prompt's embedding."""

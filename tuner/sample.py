@@ -17,10 +17,13 @@ from .types import Drawn, Parts, generator
 def draw(family: Family, parts: Parts, request: Request) -> Drawn:
     """One sample, exactly as the pipeline makes it outside of training: same components, seed and dtype."""
     pipe = family.pipe(parts)
+    family.prepare(pipe, request)
     arguments = {**family.sized(request), **family.call(parts, request)}
     with torch.no_grad():
         out = pipe(**arguments, generator=generator(request.seed))
-    return family.drawn(out, request)
+    drawn = family.drawn(out, request)
+    drawn.rate = family.rate(parts)
+    return drawn
 
 
 def save(drawn: Drawn, stem: Path) -> Path:
