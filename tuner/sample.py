@@ -21,7 +21,9 @@ def draw(family: Family, parts: Parts, request: Request) -> Drawn:
     arguments = {**family.sized(request), **family.call(parts, request)}
     with torch.no_grad():
         out = pipe(**arguments, generator=generator(request.seed))
-    return family.drawn(out, request)
+    drawn = family.drawn(out, request)
+    drawn.rate = family.rate(parts)
+    return drawn
 
 
 def save(drawn: Drawn, stem: Path) -> Path:

@@ -302,8 +302,10 @@ class Case:
         )
         form = {k: v for k, v in self.size(self.shapes[-1]).items() if k == "output_type"}
         arguments = {**family.sized(request), **family.call(parts, request), **form}
+        pipe = family.pipe(parts)
+        family.prepare(pipe, request)
         with torch.no_grad():
-            return self.output(family.pipe(parts)(**arguments, generator=generator(request.seed)))
+            return self.output(pipe(**arguments, generator=generator(request.seed)))
 
     def pack(self, rig: Rig, x: Tensor) -> Tensor:
         """Latents in the layout in which the pipeline keeps and takes them."""
