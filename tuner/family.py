@@ -261,6 +261,10 @@ class Family:
             return Drawn(frames=frames, fps=request.fps)
         return Drawn(image=out.images[0])
 
+    def rate(self, parts: Parts) -> int:
+        """Samples per second of the sound that the pipeline draws; 0 where it draws none."""
+        return 0
+
     def wants_negative(self, source: Source, guidance: float) -> bool:
         """Whether sampling with this guidance needs the negative prompt's embedding."""
         return guidance > 1.0
