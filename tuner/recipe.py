@@ -88,7 +88,7 @@ class DataSet(Model):
         json_schema_extra={"level": "basic"},
     )
     split: str = setting("train", "Split of a Hugging Face data set")
-    columns: ColumnsSpec = ColumnsSpec()
+    columns: ColumnsSpec = setting(ColumnsSpec(), "Names of a table's columns, where they are not the usual ones")
     caption: str | None = setting(None, "Caption of every item that has none of its own", "basic")
     caption_from: Literal["auto", "file", "name", "column", "none"] = setting(
         "auto",
@@ -100,7 +100,7 @@ class DataSet(Model):
     )
     prefix: str = setting("", "Text put before every caption")
     suffix: str = setting("", "Text put behind every caption")
-    tags: TagsSpec | None = Field(None, description="Treat captions as lists of tags")
+    tags: TagsSpec | None = setting(None, "Treat captions as lists of tags")
     repeats: int = setting(1, "How often each item is seen in one epoch", ge=1)
     weight: float = setting(
         1.0, "Multiplies the repeats, also by fractions: 0.5 shows every item in every second epoch", gt=0, le=1000
