@@ -126,7 +126,7 @@ def fill_media(ready: Prepared, store: cache.Cache, keys: fill.Keys, dtype: torc
 
     The encoder is loaded only if one is missing.
     """
-    wanted = [keys.media(i) for i in range(len(ready.plan))]
+    wanted = keys.all()
     if store.missing(wanted):
         encoder = _encoder(ready, ready.family.media_parts, dtype)
         fill.fill_media(store, keys, encoder, progress(say, PHASES[ready.family.modality]))

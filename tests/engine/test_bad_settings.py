@@ -124,7 +124,7 @@ def test_resume_of_what_is_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[
 
 def test_cache_alone_fills_what_a_run_then_finds(start, tmp_path: Path) -> None:
     code, _, out = start("cache")
-    assert code == 0 and "3 pictures and 4 captions" in out
+    assert code == 0 and "3 media entries and 4 texts" in out
     code, _, out = start()
     assert code == 0 and '"cache pictures"' not in out and '"cache text"' not in out
 
