@@ -20,7 +20,7 @@ from tests.families.case import Case, Rig, Shape, smooth
 from tests.tiny import clip_encoder, clip_tokenizer, index, qwen_processor, qwen_vl, save, vae, write
 from tuner.families._latents import pictures
 from tuner.family import Request
-from tuner.types import Media
+from tuner.types import Cond, Media
 
 
 class Kandinsky5Image(Case):
@@ -132,10 +132,15 @@ class Edit(Kandinsky5Image):
     pipeline = "Kandinsky5I2IPipeline"
     module = pipeline_kandinsky_i2i
     visual_cond = True
+    overfit_lr = 4e-3
 
     def references(self, n: int) -> tuple[Tensor, ...]:
         """Of another size and aspect than the results."""
         return (smooth((n, 3, 112, 180), 5),)
+
+    def train(self, rig: Rig, z: Tensor, cond: Cond) -> None:
+        """One item: the sampler starts from the first picture, and so do all of the batch."""
+        super().train(rig, z, {k: v[:1].expand_as(v) for k, v in cond.items()})
 
     def media(self, rig: Rig, shape: Shape, n: int) -> Media:
         return replace(super().media(rig, shape, n), references=self.references(n))
