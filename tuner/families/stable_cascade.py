@@ -198,7 +198,7 @@ class StableCascade(Family):
 
     def predict(self, denoiser: nn.Module, x: Tensor, t: Tensor, cond: Cond) -> Tensor:
         """See `Family.predict`; the picture as prompt, which stage C also knows, is absent (zeros)."""
-        config = getattr(denoiser, "module", denoiser).config  # a distributed wrapper hides it
+        config: Any = getattr(denoiser, "module", denoiser).config  # a distributed wrapper hides it
         return denoiser(
             sample=x,
             timestep_ratio=t,
