@@ -23,7 +23,7 @@ from tuner import adapters, extensions, families, sample
 from tuner.blocks import on_input
 from tuner.errors import UserError
 from tuner.extension import Context, Stack
-from tuner.families import cosmos2, omnigen
+from tuner.families import cosmos2, hidream, omnigen
 from tuner.family import Request
 from tuner.recipe import FullSpec, LoraSpec, TrainSpec
 from tuner.source import Source
@@ -327,7 +327,9 @@ def test_cosmos2_samples_pass_the_guardrail(checkpoint: Checkpoint, monkeypatch:
 # -- hidream: Llama from elsewhere, balance of the experts -------------------------------------------------------------
 
 
-def test_hidream_reads_llama_from_elsewhere(checkpoint: Checkpoint, tmp_path: Path) -> None:
+def test_hidream_reads_llama_from_elsewhere(
+    checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder, cls = checkpoint(CASES["hidream"]), families.get("hidream")
     without = changed(
         folder, tmp_path / "without", "model_index", text_encoder_4=[None, None], tokenizer_4=[None, None]
@@ -343,9 +345,10 @@ def test_hidream_reads_llama_from_elsewhere(checkpoint: Checkpoint, tmp_path: Pa
         with torch.no_grad():
             parts.append(family.encode_text(loaded, [Prompt(SHORT)])[0]["llama"])
     torch.testing.assert_close(*parts)
-    with pytest.raises(UserError, match=r"set options\.llama"):
+    monkeypatch.setattr(hidream, "LLAMA", str(tmp_path / "what the Hub would have"))
+    with pytest.raises(UserError, match=r"from .*what the Hub would have .*set options\.llama"):
         cls().load(Source(str(without), {}), cls.text_parts, torch.float32)
-    with pytest.raises(UserError, match="no Llama could be loaded"):
+    with pytest.raises(UserError, match="Llama text encoder could not be loaded"):
         cls(cls.Options(llama=str(tmp_path))).load(Source(str(without), {}), cls.text_parts, torch.float32)
     keys = [cls(cls.Options(llama=str(llama))).encode_settings()]
     moved = shutil.copytree(llama, tmp_path / "elsewhere" / "llama")

@@ -37,8 +37,8 @@ class HiDreamOptions(Options):
 
     llama: str | None = setting(
         None,
-        f"Folder or Hub id of the Llama 3.1 8B Instruct that reads captions ({LLAMA}), which HiDream's own repository "
-        "leaves out; empty: the one beside the model",
+        "Folder or Hub id of the Llama 3.1 8B Instruct that reads captions, which HiDream's own repository leaves out; "
+        f"empty: the one beside the model, and without one Meta's on the Hub ({LLAMA})",
         "basic",
     )
     max_tokens: int = setting(128, "Length to which captions are padded", ge=1, le=218)
@@ -108,23 +108,16 @@ class HiDream(Family):
     def load(self, source: Source, parts: Sequence[str], dtype: torch.dtype) -> Parts:
         """See `Family.load`; the Llama may come from elsewhere. It tells its attentions to the pipeline, which only
         the plain implementation does."""
-        elsewhere = [p for p in ("tokenizer_4", "text_encoder_4") if p in parts and self._outside(source, p)]
+        fourth = [p for p in ("tokenizer_4", "text_encoder_4") if p in parts]
+        elsewhere = [p for p in fourth if self.options.llama or not source.has(p)]
         loaded = super().load(source, [p for p in parts if p not in elsewhere], dtype)
         loaded.components |= {p: self._llama(p, dtype) for p in elsewhere}
         if (encoder := loaded.components.get("text_encoder_4")) is not None:
             encoder.set_attn_implementation("eager")
         return loaded
 
-    def _outside(self, source: Source, part: str) -> bool:
-        if self.options.llama is None and not source.has(part):
-            raise UserError(
-                f"source {source.name} comes without its Llama text encoder ({part}); set options.llama to a folder "
-                f"with Llama 3.1 8B Instruct or to its Hub id, {LLAMA}."
-            )
-        return self.options.llama is not None
-
     def _llama(self, part: str, dtype: torch.dtype) -> Any:
-        name = self.options.llama
+        name = self.options.llama or LLAMA
         try:
             if part == "tokenizer_4":
                 return transformers.PreTrainedTokenizerFast.from_pretrained(name)
@@ -132,9 +125,9 @@ class HiDream(Family):
         except (OSError, ValueError, RuntimeError, KeyError) as error:
             first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise UserError(
-                f"options.llama is {name!r}, from which no Llama could be loaded ({first}); give a folder with its "
-                f"config.json, tokenizer and weights, or a Hub id such as {LLAMA} (accept its licence and run "
-                "`hf auth login` first)."
+                f"HiDream's Llama text encoder could not be loaded from {name} ({first}); set options.llama to a "
+                f"folder with its config.json, tokenizer and weights, or to a Hub id such as {LLAMA} (accept its "
+                "licence there and run `hf auth login` first)."
             ) from error
         return network.requires_grad_(False).eval()
 

@@ -54,7 +54,7 @@ class HiDream(Solver):
     name = family = "hidream"
     options = {"max_tokens": 96}
     settings = {"max_sequence_length": 96}
-    overfit_steps = 150
+    overfit_steps, overfit_batch = 70, 8
     quick = True
     # 17B by its model card; sizes of the published transformer/config.json
     millions = 17105.7
