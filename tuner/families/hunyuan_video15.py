@@ -188,7 +188,7 @@ class HunyuanVideo15(Family):
             mask[:, :, 0] = 1
             image = cond["image"]
         else:
-            image = x.new_zeros(len(x), NO_PICTURE, config.image_embed_dim)
+            image = cond["embeds"].new_zeros(len(x), NO_PICTURE, config.image_embed_dim)
         return denoiser(
             hidden_states=torch.cat([x, given, mask], dim=1),
             image_embeds=image,

@@ -36,8 +36,8 @@ class TextToVideo(Case):
     """0.9.0 text to video."""
 
     name = family = "ltx"
-    options: dict[str, Any] = {"max_tokens": 32}
-    settings: dict[str, Any] = {"max_sequence_length": 32}
+    options: dict[str, Any] = {"max_tokens": 64}
+    settings: dict[str, Any] = {"max_sequence_length": 64}
     shapes = (Shape(64, 64, 9), Shape(96, 64, 17))
     overfit_shape = Shape(64, 64, 9)
     overfit_steps, overfit_lr = 150, 4e-3
@@ -49,7 +49,8 @@ class TextToVideo(Case):
     }  # fmt: skip
     samples: dict[str, Any] = {}
     """What the engine's own samples say to the pipeline beyond its defaults."""
-    millions = 1923.4
+    millions = 1900.0  # published as 1.9B
+    tolerance = 50.0
     layers = {"default": 28 * 8, "attention+feed-forward": 28 * 10, "all-linear": 28 * 10 + 5}
     vae_settings: dict[str, Any] = {}
 
@@ -206,5 +207,5 @@ class ConditionedOnImage(Condition):
 
     name = "ltx-0.9.5-i2v"
     task = "image_to_video"
-    settings: dict[str, Any] = {"max_sequence_length": 32, "image_cond_noise_scale": 0.0}
+    settings: dict[str, Any] = {"max_sequence_length": 64, "image_cond_noise_scale": 0.0}
     samples: dict[str, Any] = {**Condition.samples, "image_cond_noise_scale": 0.15}

@@ -46,8 +46,8 @@ class Clips(Case):
     """What all of them share: a tiny checkpoint, and a solver whose time is rounded to whole steps for the network."""
 
     family = "wan"
-    options: dict[str, Any] = {"max_tokens": 32}
-    settings: dict[str, Any] = {"max_sequence_length": 32}
+    options: dict[str, Any] = {"max_tokens": 64}
+    settings: dict[str, Any] = {"max_sequence_length": 64}
     shapes = (Shape(32, 32, 5), Shape(48, 32, 9))
     overfit_shape = Shape(32, 32, 5)
     overfit_steps, overfit_lr = 150, 4e-3
@@ -237,7 +237,7 @@ class LowExpert(Experts):
     """The second."""
 
     name = "wan-2.2-low"
-    options: dict[str, Any] = {"max_tokens": 32, "expert": "low"}
+    options: dict[str, Any] = {"max_tokens": 64, "expert": "low"}
 
     def prove_overfit(self, rig: Rig) -> None:
         """Trained below the boundary only, it finishes what an exact first expert began."""
@@ -271,7 +271,7 @@ class PicturedExperts(Experts):
     network = {"in_channels": 36}
     boundary = 0.9
     flow_shift = 5.0
-    # one caption of 32 tokens would do here, but so are captions of the real length seen with two experts
+    # one caption of 64 tokens would do here, but so are captions of the real length seen with two experts
     options: dict[str, Any] = {}
     settings: dict[str, Any] = {}
 

@@ -1,4 +1,4 @@
-"""Samples of clips from cached text: what the engine draws is what the official pipeline draws from plain text."""
+"""Families of clips: samples from cached text are the official pipeline's own; steps in bf16 and with routed tokens."""
 
 from __future__ import annotations
 
@@ -9,14 +9,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 
-from tests.families.case import LONG, Case, Rig, generator
+from tests.families.case import LONG, SHORT, Case, Rig, generator
 from tests.families.cases import all_cases
-from tuner import families, sample
+from tuner import adapters, families, sample
+from tuner.blocks import on_input, walk
 from tuner.errors import UserError
+from tuner.extension import Context, Stack
+from tuner.extensions.tread import Tread
 from tuner.family import Family, Request
+from tuner.recipe import LoraSpec, TrainSpec
 from tuner.source import Source
-from tuner.types import Cond, Prompt
+from tuner.types import Batch, Cond, Prompt
 
 CASES = all_cases()
 CLIPS = [name for name in CASES if name.startswith(("wan", "hunyuan", "ltx")) and not name.startswith("ltx2")]
@@ -51,6 +57,32 @@ def test_samples_from_cached_text_are_the_pipeline_s_own(name: str, guidance: fl
     assert ours.frames is not None
     assert ours.frames.shape == (shape.frames, shape.height, shape.width, 3)
     np.testing.assert_array_equal(ours.frames, np.stack([np.asarray(f) for f in theirs]))
+
+
+@pytest.mark.parametrize("name", CLIPS)
+def test_a_step_in_bf16_with_half_the_tokens_routed_around_the_blocks(name: str, checkpoint: Checkpoint) -> None:
+    """Weights and cached conditions in bf16, gradient checkpointing, TREAD on every block: as a real run has them."""
+    case = CASES[name]
+    rig, shape = Rig(case, checkpoint(case)), case.shapes[1]
+    parts = (*rig.family.text_parts, rig.family.denoiser, *rig.family.media_parts)
+    rig.parts = rig.family.load(rig.source, parts, torch.bfloat16)
+    rig.parts.network.enable_gradient_checkpointing()
+    rig.parts.network.train()
+    adapter = adapters.build(LoraSpec(rank=4, targets="all-linear"), rig.family, rig.parts)
+    trainer = rig.trainer(adapter, TrainSpec(steps=1, lr=1e-3, precision="bf16"))
+    AcceleratorState._reset_state()
+    trainer.accelerator = Accelerator(mixed_precision="bf16", cpu=True)
+    routed = Tread(Tread.Settings(drop=0.5, first=0, last=-1))
+    trainer.stack = Stack([routed])
+    trainer.stack.attach(Context(rig.family, rig.parts.network, adapter, 1))
+    lengths: list[int] = []
+    for block, run in walk(rig.family.blocks, rig.parts.network):
+        on_input(block, run, lambda call: lengths.append(call.tokens.shape[1]))
+    batch = Batch(rig.latent(shape, 2, 8), rig.cond([SHORT, LONG], shape), ("a", "b"), (0, 1), 2)
+    said = trainer.step([batch])
+    count = case.tokens(rig, shape)
+    assert said["norm"] > 0
+    assert set(lengths) == {count - round(count / 2)}
 
 
 def test_hunyuan_s_two_models_are_not_mixed_up(checkpoint: Checkpoint) -> None:
