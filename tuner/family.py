@@ -102,6 +102,8 @@ class Family:
     guidance: ClassVar[float]
     """Usual guidance when sampling."""
     timesteps: ClassVar[TimestepSpec]
+    plane: ClassVar[bool] = True
+    """Whether the last two axes of latents are rows and columns of the picture, as masks need."""
     blocks: tuple[Blocks, ...] = ()
     """Runs of transformer blocks, () when the network has none."""
     targets: ClassVar[dict[str, str]]

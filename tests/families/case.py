@@ -151,8 +151,9 @@ def assert_same(ours: Any, theirs: Any, where: str) -> None:
         assert len(ours) == len(theirs), where
         for i, (a, b) in enumerate(zip(ours, theirs, strict=True)):
             assert_same(a, b, f"{where}.{i}")
-    elif isinstance(theirs, Tensor):
+    elif isinstance(theirs, Tensor) or (isinstance(theirs, int | float) and isinstance(ours, Tensor)):
         assert isinstance(ours, Tensor), where
+        theirs = torch.as_tensor(theirs)
         theirs = theirs.expand(ours.shape) if theirs.ndim == 0 else theirs
         torch.testing.assert_close(ours.double(), theirs.double(), atol=1e-5, rtol=1e-5, msg=lambda m: f"{where}: {m}")
     else:
