@@ -15,7 +15,7 @@ from .blocks import Blocks
 from .errors import UserError
 from .libraries import diffusers
 from .objective import Objective
-from .recipe import Model, TimestepSpec
+from .recipe import Model, Recipe, TimestepSpec
 from .source import Source
 from .types import Cond, Drawn, Media, Parts, Prompt
 
@@ -102,6 +102,8 @@ class Family:
     guidance: ClassVar[float]
     """Usual guidance when sampling."""
     timesteps: ClassVar[TimestepSpec]
+    plane: ClassVar[bool] = True
+    """Whether the last two axes of latents are rows and columns of the picture, as masks need."""
     blocks: tuple[Blocks, ...] = ()
     """Runs of transformer blocks, () when the network has none."""
     targets: ClassVar[dict[str, str]]
@@ -135,6 +137,10 @@ class Family:
                 f"source {source.name} is a {source.pipeline or 'nameless'} model, but family {self.name} needs one of "
                 f"{', '.join(self.accepts)}; change `family` or `source`."
             )
+
+    def refuses(self, recipe: Recipe) -> str | None:
+        """A sentence for the user when this family cannot carry out something else that the recipe asks for."""
+        return None
 
     def load(self, source: Source, parts: Sequence[str], dtype: torch.dtype) -> Parts:
         """Load the named components (those the model has), in `dtype`, frozen."""

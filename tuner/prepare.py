@@ -154,6 +154,8 @@ def _settings(ready: Prepared) -> Iterator[Problem]:
     yield from _sample_settings(ready)
     yield from _media_settings(ready)
     yield from _idle(ready)
+    if reason := ready.family.refuses(recipe):
+        yield Problem("error", "family", reason)
     for i, e in enumerate(ready.extensions):
         if reason := e.refuses(ready.family, recipe):
             yield Problem("error", f"extensions.{i}", f"{e.kind}: {reason}")

@@ -83,7 +83,7 @@ class Rig:
 
     def __post_init__(self) -> None:
         cls = families.get(self.case.family)
-        self.family = cls(cls.Options(**self.case.told(self.folder)), self.case.task)
+        self.family = cls(cls.Options(**self.case.chosen(self.folder)), self.case.task)
         self.source = Source(str(self.folder), {})
         self.family.accept(self.source)
         family = self.family
@@ -151,8 +151,9 @@ def assert_same(ours: Any, theirs: Any, where: str) -> None:
         assert len(ours) == len(theirs), where
         for i, (a, b) in enumerate(zip(ours, theirs, strict=True)):
             assert_same(a, b, f"{where}.{i}")
-    elif isinstance(theirs, Tensor):
+    elif isinstance(theirs, Tensor) or (isinstance(theirs, int | float) and isinstance(ours, Tensor)):
         assert isinstance(ours, Tensor), where
+        theirs = torch.as_tensor(theirs)
         theirs = theirs.expand(ours.shape) if theirs.ndim == 0 else theirs
         torch.testing.assert_close(ours.double(), theirs.double(), atol=1e-5, rtol=1e-5, msg=lambda m: f"{where}: {m}")
     else:
@@ -210,7 +211,7 @@ class Case:
 
     # -- what a case may say differently -------------------------------------------------------------------------------
 
-    def told(self, folder: Path) -> dict[str, Any]:
+    def chosen(self, folder: Path) -> dict[str, Any]:
         """The family's options for the checkpoint in this folder: `options`, and what lies beside it."""
         return self.options
 

@@ -36,6 +36,8 @@ class MaskedLoss(Extension):
         """Without masks it would do nothing; sound has no picture to mask."""
         if family.modality == "audio":
             return f"masked_loss is for pictures and videos, {family.name} makes sound; remove the extension."
+        if not family.plane:
+            return f"masked_loss cannot tell where a picture is in the latents of {family.name}; remove the extension."
         if not any(data.mask or data.columns.mask for data in recipe.data if data.role != "validation"):
             return "masked_loss needs a mask folder; set data.0.mask or remove the extension."
         return None

@@ -16,7 +16,7 @@ from ..blocks import Aligned, Blocks
 from ..errors import UserError
 from ..family import Family, Geometry, Options, Request, register
 from ..objective import Objective
-from ..recipe import LogitNormal, setting
+from ..recipe import LogitNormal, Recipe, setting
 from ..source import Source
 from ..types import Cond, Media, Parts, Prompt
 from . import _flow
@@ -45,9 +45,18 @@ class Unchecked:
         return frames
 
 
+MISSING = (
+    "cosmos2 has its samples checked by NVIDIA's guardrail, as the model's licence asks, but it is not installed; run "
+    "`pip install cosmos_guardrail`, remove `validate`, or set options.unchecked to true: nothing is checked then, which "
+    "the licence allows only beside a similar guardrail of your own."
+)
+
+
 @functools.cache
 def guardrail() -> Any:
-    """NVIDIA's own, once per process: it brings several models along."""
+    """NVIDIA's own, once per process: it brings several models along. Raises `UserError` where it is not installed."""
+    if not is_cosmos_guardrail_available():
+        raise UserError(MISSING)
     return pipeline_cosmos2_text2image.CosmosSafetyChecker()
 
 
@@ -100,15 +109,10 @@ class Cosmos2(Family):
     encoders = "T5-11B"
     Options = Cosmos2Options
 
-    def accept(self, source: Source) -> None:
-        """See `Family.accept`; also says early that samples need a guardrail which is not there."""
-        super().accept(source)
-        if not self.options.unchecked and not is_cosmos_guardrail_available():
-            raise UserError(
-                "cosmos2 has its samples checked by NVIDIA's guardrail, as the model's licence asks, but it is not "
-                "installed; run `pip install cosmos_guardrail`, or set options.unchecked to true: nothing is checked "
-                "then, which the licence allows only beside a similar guardrail of your own."
-            )
+    def refuses(self, recipe: Recipe) -> str | None:
+        """See `Family.refuses`; says early that samples need a guardrail which is not there."""
+        drawn = recipe.validation is not None and recipe.validation.prompts
+        return MISSING if drawn and not self.options.unchecked and not is_cosmos_guardrail_available() else None
 
     def assemble(self, cls: Any, parts: Parts) -> Any:
         """See `Family.assemble`; the guardrail, with its own models, comes in `prepare`."""

@@ -119,7 +119,7 @@ class StableCascade(Case):
         # both halves are published with one and the same text encoder
         shutil.copytree(folder / "text_encoder", folder / "second" / "text_encoder", dirs_exist_ok=True)
 
-    def told(self, folder: Path) -> dict[str, Any]:
+    def chosen(self, folder: Path) -> dict[str, Any]:
         return {"decoder": str(folder / "second")}
 
     def real(self) -> nn.Module:
