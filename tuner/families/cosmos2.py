@@ -47,8 +47,8 @@ class Unchecked:
 
 MISSING = (
     "cosmos2 has its samples checked by NVIDIA's guardrail, as the model's licence asks, but it is not installed; run "
-    "`pip install cosmos_guardrail`, remove `validate`, or set options.unchecked to true: nothing is checked then, which "
-    "the licence allows only beside a similar guardrail of your own."
+    "`pip install cosmos_guardrail`, remove `validate`, or set options.unchecked to true: nothing is checked then, "
+    "which the licence allows only beside a similar guardrail of your own."
 )
 
 
