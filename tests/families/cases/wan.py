@@ -215,14 +215,14 @@ class Experts(Clips):
         with self.alone(rig):
             super().prove_known_answer(rig)
 
-    def prove_overfit(self, rig: Rig) -> None:
+    def prove_overfit(self, rig: Rig) -> tuple[float, float]:
         """Each expert is trained on its own range of t only; together they give the item back."""
         low = type(self)()
         low.options = {**self.options, "expert": "low"}
         other, shape = Rig(low, rig.folder), self.overfit_shape
         low.train(other, self.learnable(other, shape), other.cond([SHORT] * self.overfit_batch, shape))
         rig.official.transformer_2.load_state_dict(other.parts.network.state_dict())
-        super().prove_overfit(rig)
+        return super().prove_overfit(rig)
 
     @contextmanager
     def flipped(self, rig: Rig) -> Iterator[None]:
@@ -239,7 +239,7 @@ class LowExpert(Experts):
     name = "wan-2.2-low"
     options: dict[str, Any] = {"max_tokens": 64, "expert": "low"}
 
-    def prove_overfit(self, rig: Rig) -> None:
+    def prove_overfit(self, rig: Rig) -> tuple[float, float]:
         """Trained below the boundary only, it finishes what an exact first expert began."""
         shape = self.overfit_shape
         z = self.learnable(rig, shape)
@@ -260,6 +260,7 @@ class LowExpert(Experts):
         show(f"{self.name}: overfit cosine {right:.3f}, with the sign flipped {wrong:.3f}")
         assert right >= 0.9
         assert wrong < 0.5
+        return right, wrong
 
 
 class PicturedExperts(Experts):
