@@ -17,6 +17,7 @@ from tuner.blocks import Blocks, walk
 from tuner.errors import UserError
 from tuner.extension import Context, Extension, Stack, Step
 from tuner.extensions.tread import cut
+from tuner.family import Family
 from tuner.loop import Trainer
 from tuner.objective import Diffusion, Flow, alphas_cumprod
 from tuner.recipe import ExtensionSpec, TrainSpec, Uniform, parse
@@ -26,7 +27,7 @@ SIDE, TEXT = 6, 3
 TOKENS = SIDE * SIDE
 
 
-class Flux:
+class Flux(Family):
     """As much of a family as the loop needs, around a transformer of 2 + 3 blocks."""
 
     name, title, modality = "small_flux", "Small Flux", "image"
@@ -60,7 +61,7 @@ class Flux:
         return out.mT.reshape(x.shape)
 
 
-class Unet:
+class Unet(Family):
     """The same around a small UNet that predicts noise."""
 
     name, title, modality = "small_unet", "Small UNet", "image"

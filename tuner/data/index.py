@@ -112,7 +112,8 @@ class Index:
 
     def texts(self) -> list[str]:
         """Every caption once, in order of the alphabet."""
-        return sorted(pc.unique(pc.list_flatten(self.table.column("captions"))).to_pylist())
+        flat = pc.call_function("list_flatten", [self.table.column("captions")])
+        return sorted(pc.call_function("unique", [flat]).to_pylist())
 
     @property
     def items(self) -> Sequence[Item]:
