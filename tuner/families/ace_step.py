@@ -70,7 +70,6 @@ class AceStep(Family):
     reads = frozenset({"lyrics", "seconds"})
     sources = {
         "xl-base": "ACE-Step/acestep-v15-xl-base-diffusers",
-        "xl-sft": "ACE-Step/acestep-v15-xl-sft-diffusers",
         "xl-turbo": "ACE-Step/acestep-v15-xl-turbo-diffusers",
     }
     guidance = 7.0
@@ -125,7 +124,7 @@ class AceStep(Family):
     def _condition(self, pipe: Any, prompt: Prompt) -> Tensor:
         encoder = pipe.condition_encoder
         if not prompt.text:
-            return encoder.null_condition_emb[0]
+            return encoder.null_condition_emb[0].clone()  # entries of a cache own their memory
         text, metas = described(prompt.text)
         length = len(pipe.tokenizer(prompt.lyrics).input_ids)
         if length + 16 > LYRIC_TOKENS:
