@@ -53,6 +53,16 @@ def test_lyrics_seconds_and_dropped_captions(checkpoint: Checkpoint) -> None:
         told(Prompt(LONG, lyrics="la " * 800, seconds=2.0))
 
 
+def test_long_sound_is_encoded_in_parts_to_the_same_latents(checkpoint: Checkpoint) -> None:
+    rig = rig_of("ace_step", checkpoint)
+    sound = torch.randn(2, 2, 33 * 48000, generator=generator(1)) * 0.2
+    with torch.no_grad():
+        parts = rig.family.encode_media(rig.parts, Media(sound=sound))
+        whole = torch.cat([rig.official.vae.encode(one[None]).latent_dist.mode() for one in sound])
+    assert parts.shape == (2, 8, 33 * 25)
+    torch.testing.assert_close(parts, whole, atol=1e-4, rtol=1e-4)
+
+
 def test_a_sample_of_sound_has_its_rate(checkpoint: Checkpoint, tmp_path: Path) -> None:
     case = CASES["ace_step"]
     rig = Rig(case, checkpoint(case))

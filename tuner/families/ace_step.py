@@ -145,9 +145,11 @@ class AceStep(Family):
         return embeds[0]
 
     def encode_media(self, parts: Parts, media: Media) -> Tensor:
-        """[B, C, T]: the posterior's mean, as it is."""
+        """[B, C, T]: the posterior's mean, as it is; long sounds are encoded in overlapping parts, one by one."""
         assert media.sound is not None
         vae = parts["vae"]
+        vae.enable_tiling()
+        vae.enable_slicing()
         return vae.encode(media.sound.to(vae.dtype)).latent_dist.mode()
 
     def media_cond(self, parts: Parts, media: Media) -> list[Cond]:

@@ -245,7 +245,7 @@ class ImageToVideo(Generate):
     task = "image_to_video"
     pipeline = "LTX2ImageToVideoPipeline"
     quick = False
-    # published as 22B with the connectors, which hold the captions' projections and more layers than those of 2.0
+    # published as 22B: this and its connectors (3172 M), to which the projections of captions have moved
     millions = 18988.8
     layers = {"default": 48 * 24, "attention+feed-forward": 48 * 28, "video": 48 * 10, "all-linear": 48 * 34 + 4}
 
