@@ -6,23 +6,38 @@ import subprocess
 import sys
 from pathlib import Path
 
-README = Path(__file__).resolve().parent.parent / "README.md"
-BEGIN, END = "<!-- generated: tables -->", "<!-- end of generated -->"
+ROOT = Path(__file__).resolve().parent.parent
+README = ROOT / "README.md"
+TABLES = ("<!-- generated: tables -->", "<!-- end of generated -->")
+PROOFS = ("<!-- generated: proofs -->", "<!-- end of generated proofs -->")
+
+
+def tables() -> str:
+    """Families and techniques, as the engine describes them."""
+    command = [sys.executable, "-m", "tuner", "describe", "--markdown"]
+    return subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT).stdout
+
+
+def proofs() -> str:
+    """What the training proofs measured when they were last written (`pytest -m families --golden-write`)."""
+    lines = ["| model and task | overfit, then sampled: cosine | with the answer's sign flipped |", "|---|---|---|"]
+    for file in sorted((ROOT / "tests" / "golden").glob("*.overfit.txt")):
+        right, wrong = file.read_text(encoding="utf-8").split()
+        lines.append(f"| {file.name.removesuffix('.overfit.txt')} | {right} | {wrong} |")
+    return "\n".join(lines)
+
+
+def put(text: str, marks: tuple[str, str], content: str) -> str:
+    """`text` with `content` between the marks."""
+    head, _, rest = text.partition(marks[0])
+    _, _, tail = rest.partition(marks[1])
+    return f"{head}{marks[0]}\n{content.strip()}\n{marks[1]}{tail}"
 
 
 def main() -> int:
     """Returns the exit code."""
-    tables = subprocess.run(
-        [sys.executable, "-m", "tuner", "describe", "--markdown"],
-        check=True,
-        capture_output=True,
-        text=True,
-        cwd=README.parent,
-    ).stdout
     text = README.read_text(encoding="utf-8")
-    head, _, rest = text.partition(BEGIN)
-    _, _, tail = rest.partition(END)
-    current = f"{head}{BEGIN}\n{tables.strip()}\n{END}{tail}"
+    current = put(put(text, TABLES, tables()), PROOFS, proofs())
     if "--check" in sys.argv:
         if current != text:
             sys.stderr.write("README.md has old tables; run `python .ci/readme.py` and commit.\n")

@@ -21,6 +21,9 @@ from transformers import (
     CLIPTextModel,
     CLIPTextModelWithProjection,
     CLIPTokenizer,
+    Gemma2Config,
+    Gemma2Model,
+    GemmaTokenizer,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
     Qwen2Tokenizer,
@@ -101,7 +104,7 @@ def clip_tokenizer(path: Path, pad: str = "<|endoftext|>") -> None:
     assert len(CLIPTokenizer.from_pretrained(path)) == CLIP_VOCAB
 
 
-def clip_encoder(path: Path, width: int, act: str, projection: int | None = None) -> None:
+def clip_encoder(path: Path, width: int, act: str, projection: int | None = None, positions: int = 77) -> None:
     """A CLIP text encoder with the Hub's key names and its old, wrong eos_token_id of 2, which transformers heeds."""
     config = CLIPTextConfig(
         vocab_size=CLIP_VOCAB,
@@ -109,7 +112,7 @@ def clip_encoder(path: Path, width: int, act: str, projection: int | None = None
         intermediate_size=2 * width,
         num_hidden_layers=3,
         num_attention_heads=4,
-        max_position_embeddings=77,
+        max_position_embeddings=positions,
         hidden_act=act,
         projection_dim=projection or width,
         bos_token_id=0,
@@ -161,7 +164,7 @@ QWEN_CHAT = (
 
 
 def qwen_tokenizer(path: Path) -> None:
-    """Qwen's byte-level tokenizer (vocab.json, merges.txt): one token a byte, its special tokens and a chat template."""
+    """Qwen's byte-level tokenizer (vocab.json, merges.txt): a token a byte, special tokens, a chat template."""
     write(path / "vocab.json", {token: i for i, token in enumerate(sorted(ByteLevel.alphabet()))})
     (path / "merges.txt").write_text("#version: 0.2\n", encoding="utf-8")
     added = {
@@ -242,6 +245,40 @@ def qwen_vl(encoder: Path, width: int = 32) -> None:
     ends = {f"vision_{end}_token_id": token[f"vision_{end}"] for end in ("start", "end")}
     config = Qwen2_5_VLConfig(text_config=text, vision_config=vision, tie_word_embeddings=False, **ids, **ends)
     save(Qwen2_5_VLForConditionalGeneration(config), encoder)
+
+
+GEMMA_WORDS = ["▁a", "▁the", "▁red", "▁photo", "▁of", "▁image", "▁prompt"]
+
+
+def gemma_tokenizer(path: Path) -> int:
+    """Gemma's byte-fallback BPE with a start token: a few words, then single characters; returns its vocabulary."""
+    pairs = [(word[:i], word[i]) for word in GEMMA_WORDS for i in range(1, len(word))]
+    letters = [*"▁abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.,:;-<>'"]
+    special = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>"]
+    tokens = [*special, *(f"<0x{i:02X}>" for i in range(256)), *letters, *(a + b for a, b in pairs)]
+    vocab = {token: i for i, token in enumerate(dict.fromkeys(tokens))}
+    GemmaTokenizer(
+        vocab=vocab, merges=list(dict.fromkeys(pairs)), model_max_length=8192, add_bos_token=True
+    ).save_pretrained(path)
+    loaded = GemmaTokenizer.from_pretrained(path)
+    assert loaded("a red photo").input_ids[0] == loaded.bos_token_id
+    return len(vocab)
+
+
+def gemma_encoder(path: Path, width: int, vocab: int) -> None:
+    """A Gemma 2 model: soft-capped scores, local attention in every other layer."""
+    config = Gemma2Config(
+        vocab_size=vocab,
+        hidden_size=width,
+        intermediate_size=2 * width,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        query_pre_attn_scalar=8,
+        max_position_embeddings=8192,
+    )
+    save(Gemma2Model(config), path)
 
 
 def index(pipeline: str, **parts: str | None) -> dict[str, Any]:

@@ -112,11 +112,12 @@ def keys_of(ready: Prepared, dtype: torch.dtype) -> fill.Keys:
     """The cache keys of the plan: they depend on the encoders' bytes and precision."""
     family, source, kind = ready.family, ready.source, ready.device.kind
     text = [p for p in family.text_parts if source.has(p)]
+    model = f"{source.pipeline} {sorted(source.flags.items())} {dtype} {kind}"
     return fill.Keys(
         ready.plan,
         family,
-        f"{family.fingerprint(source)} {dtype} {kind}",
-        f"{source.fingerprint(*text)} {sorted(source.flags.items())} {dtype} {kind}",
+        f"{family.fingerprint(source)} {model}",
+        f"{source.fingerprint(*text)} {model}",
         ready.geometry.sample_rate,
     )
 
@@ -126,7 +127,7 @@ def fill_media(ready: Prepared, store: cache.Cache, keys: fill.Keys, dtype: torc
 
     The encoder is loaded only if one is missing.
     """
-    wanted = [keys.media(i) for i in range(len(ready.plan))]
+    wanted = keys.all()
     if store.missing(wanted):
         encoder = _encoder(ready, ready.family.media_parts, dtype)
         fill.fill_media(store, keys, encoder, progress(say, PHASES[ready.family.modality]))

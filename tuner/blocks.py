@@ -13,14 +13,16 @@ from torch.utils.hooks import RemovableHandle
 
 @dataclass(frozen=True)
 class Aligned:
-    """A block argument with one entry per token along `dims`; entries of text (if any) come before the tokens'.
+    """A block argument with one entry per token along `dims`.
 
+    text: where entries of text stand among them (if any); None: as in the run, before the tokens' if that has none.
     entry: where only one tensor of a tuple is of the media tokens, its place (rotary tables of picture and text apart).
     axes: where it has per-token entries only when it has this many axes (a time embedding per token or per item).
     """
 
     name: str
     dims: tuple[int, ...] = (1,)
+    text: Literal["before", "after"] | None = None
     entry: int | None = None
     axes: int | None = None
 
@@ -46,6 +48,8 @@ class Blocks:
     path: submodule that holds the blocks. tokens: the argument that carries the media tokens [B, N, D].
     output: which element of the returned tuple they are in (None: the result itself, or its first element).
     text: whether text tokens stand in the same sequence, before or after. aligned: other per-token arguments.
+    plane: whether the blocks also see their tokens as a plane (convolutions), so that none may be left out.
+    closed: whether the network counts the tokens where this run ends, so that none may be missing there.
     """
 
     path: str
@@ -53,6 +57,8 @@ class Blocks:
     output: int | None = None
     text: Literal["none", "before", "after"] = "none"
     aligned: tuple[Aligned, ...] = ()
+    plane: bool = False
+    closed: bool = False
 
 
 def walk(descriptions: Sequence[Blocks], denoiser: nn.Module) -> list[tuple[nn.Module, Blocks]]:

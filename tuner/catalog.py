@@ -32,6 +32,8 @@ def _family(cls: type[Family]) -> dict[str, Any]:
         "targets": list(cls.targets),
         "licence": cls.licence,
         "size": cls.size,
+        "predicts": cls.predicts,
+        "encoders": cls.encoders,
         "options": cls.Options.model_json_schema(),
     }
 
@@ -46,15 +48,21 @@ def _extension(cls: type[Extension]) -> dict[str, Any]:
     }
 
 
+MODALITIES = ("image", "video", "audio")
+
+
 def markdown() -> str:
     """The README's tables."""
     data = describe()
-    lines = ["| family | model | size | tasks | adapters | resolution | licence |", "|---|---|---|---|---|---|---|"]
-    for f in data["families"]:
-        tasks, presets = ", ".join(f["tasks"]), ", ".join(f["targets"])
+    head = "| family | model | size | tasks | answers | text encoders | adapters | made for | licence |"
+    lines = [head, "|---" * 9 + "|"]
+    for f in sorted(data["families"], key=lambda f: (MODALITIES.index(f["modality"]), f["name"])):
+        tasks, presets = ", ".join(t.replace("_", " ") for t in f["tasks"]), ", ".join(f["targets"])
+        size = f"{f['resolution']} px" if f["resolution"] else f["modality"]
+        kind = "" if f["modality"] == "image" else f" ({f['modality']})"
         lines.append(
-            f"| `{f['name']}` | {f['title']} | {f['size']} | {tasks} | LoRA ({presets}), full "
-            f"| {f['resolution']} | {f['licence']} |"
+            f"| `{f['name']}` | {f['title']}{kind} | {f['size']} | {tasks} | {f['predicts']} | {f['encoders']} "
+            f"| LoRA ({presets}), full | {size} | {f['licence']} |"
         )
     lines += ["", "| technique | what it does | settings |", "|---|---|---|"]
     for e in data["extensions"]:

@@ -15,7 +15,7 @@ from .blocks import Blocks
 from .errors import UserError
 from .libraries import diffusers
 from .objective import Objective
-from .recipe import Model, TimestepSpec
+from .recipe import Model, Recipe, TimestepSpec
 from .source import Source
 from .types import Cond, Drawn, Media, Parts, Prompt
 
@@ -138,6 +138,10 @@ class Family:
                 f"{', '.join(self.accepts)}; change `family` or `source`."
             )
 
+    def refuses(self, recipe: Recipe) -> str | None:
+        """A sentence for the user when this family cannot carry out something else that the recipe asks for."""
+        return None
+
     def load(self, source: Source, parts: Sequence[str], dtype: torch.dtype) -> Parts:
         """Load the named components (those the model has), in `dtype`, frozen."""
         wanted = [p for p in parts if source.has(p) or p in (self.denoiser, *self.media_parts)]
@@ -235,6 +239,11 @@ class Family:
         x: [B, C, h, w] noisy latents. t: [B] in [0, 1]. Returns [B, C, h, w], comparable to the objective's target.
         """
         raise NotImplementedError
+
+    def extra(self, denoiser: nn.Module) -> dict[str, Tensor]:
+        """Further terms of the loss by name, with gradient, which the last `predict` in training noted in the network
+        (how evenly experts are used)."""
+        return {}
 
     def prepare(self, pipe: Any, request: Request) -> None:
         """Bring the official pipeline to draw this request as it is asked for, where arguments cannot."""

@@ -70,7 +70,7 @@ def prune(kept: list[Recipe], days: float) -> int:
         ready = prepare.prepare(wanted)
         stop_on_errors(ready.problems)
         keys = assemble.keys_of(ready, device.storage(ready.recipe, ready.device))
-        keep |= {keys.media(i) for i in range(len(ready.plan))}
+        keep |= set(keys.all())
         keep |= set(fill.everything_told(keys, assemble.told_by_samples(ready, keys)))
     told = Cache(cache_folder()).prune(keep, days)
     text = f"{told['entries']} cache entries were deleted, {_size(told['bytes'])} freed."

@@ -72,8 +72,9 @@ class Trainer:
         share = len(batch.draws) / batch.of
         with self.stack.around(step):
             step.prediction = self.predict(step.noised.x, step.noised.t, batch.cond)
+            own = self.family.extra(self.parts.network)
             elementwise = self.score(step.prediction, step.noised, batch.cond)
-            terms = {"loss": reduce(self.stack.loss(elementwise, step), step.noised), **self.stack.extra(step)}
+            terms = {"loss": reduce(self.stack.loss(elementwise, step), step.noised), **own, **self.stack.extra(step)}
             self.accelerator.backward(torch.stack(list(terms.values())).sum() * share)
         return {name: term.detach() * share for name, term in terms.items()}
 

@@ -138,7 +138,8 @@ def _data_problems(ready: Prepared) -> Iterator[Problem]:
             yield Problem("error", "data", "No data set has role=train; give at least one for training.")
     if not len(ready.index):
         return
-    tokenizers = {p: ready.source.load(p, torch.float32) for p in ready.family.text_parts if p.startswith("tokenizer")}
+    names = [p for p in ready.family.text_parts if p.startswith("tokenizer") and ready.source.has(p)]
+    tokenizers = {name: ready.source.load(name, torch.float32) for name in names}
     yield from index.long_captions(ready.index, recipe.data, ready.family, tokenizers)
 
 
@@ -153,6 +154,8 @@ def _settings(ready: Prepared) -> Iterator[Problem]:
     yield from _sample_settings(ready)
     yield from _media_settings(ready)
     yield from _idle(ready)
+    if reason := ready.family.refuses(recipe):
+        yield Problem("error", "family", reason)
     for i, e in enumerate(ready.extensions):
         if reason := e.refuses(ready.family, recipe):
             yield Problem("error", f"extensions.{i}", f"{e.kind}: {reason}")

@@ -88,7 +88,7 @@ class DataSet(Model):
         json_schema_extra={"level": "basic"},
     )
     split: str = setting("train", "Split of a Hugging Face data set")
-    columns: ColumnsSpec = setting(ColumnsSpec(), "Names of a table's columns")
+    columns: ColumnsSpec = setting(ColumnsSpec(), "Names of a table's columns, where they are not the usual ones")
     caption: str | None = setting(None, "Caption of every item that has none of its own", "basic")
     caption_from: Literal["auto", "file", "name", "column", "none"] = setting(
         "auto",

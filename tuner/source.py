@@ -110,7 +110,7 @@ class Source:
         library, name = self.index[part]
         cls = getattr(_module(library), name, None)
         if cls is None:
-            raise UserError(f"source {self.name}: {part} wants {library}.{name}, which the installed {library} lacks.")
+            raise UserError(f"source {self.name}: {part} wants {library}.{name}, which the installed libraries lack.")
         network = issubclass(cls, torch.nn.Module)
         if library == "transformers":  # its bars are longer than the loading of small models, and break ours
             importlib.import_module("transformers.utils.logging").disable_progress_bar()
@@ -147,13 +147,14 @@ class Source:
 
 
 def _module(library: str) -> Any:
-    """What an index means by a library; None when there is none of that name.
+    """What an index means by a library, None for one that no index should name: importing a module runs it.
 
     A pipeline of diffusers may bring classes of its own; the index then names the pipeline (Kolors, Stable Cascade's
     `wuerstchen`, which diffusers has since moved among the deprecated ones and no longer finds itself).
     """
-    places = [f"diffusers.pipelines.{library}", f"diffusers.pipelines.deprecated.{library}", library]
-    for place in [library] if library in ("diffusers", "transformers") else places:
+    if library in ("diffusers", "transformers"):
+        return importlib.import_module(library)
+    for place in (f"diffusers.pipelines.{library}", f"diffusers.pipelines.deprecated.{library}"):
         if find_spec(place):
             return importlib.import_module(place)
     return None

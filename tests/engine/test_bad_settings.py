@@ -41,8 +41,9 @@ def start(tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        ({"family": "flux9"}, "family is 'flux9', which is not one of flux1, sd1, sdxl; change `family`."),
-        ({"task": "edit"}, "task is 'edit', but flux1 trains generate; change `task`."),
+        ({"family": "flux9"}, "family is 'flux9', which is not one of "),
+        ({"task": "edit"}, "task is edit, but source "),
+        ({"task": "continue"}, "task is 'continue', but flux1 trains generate, edit; change `task`."),
         ({"source": "/no/such/model"}, "source is '/no/such/model', which is neither a folder, nor a Hub id"),
         ({"options": {"max_token": 8}}, "options.max_token is not a setting; did you mean options.max_tokens?"),
         ({"extensions": [{"kind": "emma"}]}, "extensions: kind 'emma' is not one of ema, masked_loss, tread"),
@@ -124,7 +125,7 @@ def test_resume_of_what_is_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[
 
 def test_cache_alone_fills_what_a_run_then_finds(start, tmp_path: Path) -> None:
     code, _, out = start("cache")
-    assert code == 0 and "3 pictures and 4 captions" in out
+    assert code == 0 and "3 media entries and 4 texts" in out
     code, _, out = start()
     assert code == 0 and '"cache pictures"' not in out and '"cache text"' not in out
 

@@ -82,7 +82,7 @@ def test_mixed_recipe(tiny, home: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert roles["train"]["share"] == pytest.approx(16 / 22, abs=1e-4)
     assert roles["validation"]["drawn"] == 0
     assert {b["resolution"] for b in plan["buckets"]} == {32, 64}
-    assert [u for u in plan["uses"] if u["name"] == "0.png" and u["dataset"] == 0][0]["captions"] == [
+    assert next(u for u in plan["uses"] if u["name"] == "0.png" and u["dataset"] == 0)["captions"] == [
         "sks, a red photo of 0"
     ]
     assert main(["run", str(recipe), "--out", str(home / "run")]) == 0
@@ -121,7 +121,7 @@ def test_a_table_and_its_columns(tiny, home: Path, capsys: pytest.CaptureFixture
     report = json.loads(capsys.readouterr().out)
     assert report["plan"]["items"] == 3
     assert "3.png" in "".join(p["text"] for p in report["problems"])
-    assert [u["captions"] for u in report["plan"]["uses"]][0] == ["a photo of 0", "'x 0'"]
+    assert next(u["captions"] for u in report["plan"]["uses"]) == ["a photo of 0", "'x 0'"]
     assert main(["run", str(recipe), "--out", str(home / "run")]) == 0
 
 

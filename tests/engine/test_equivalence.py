@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.engine.test_runs import pictures
-from tuner import assemble
+from tuner import assemble, prepare
 from tuner.data import tensor
 from tuner.errors import UserError
 from tuner.recipe import parse
@@ -38,7 +38,7 @@ def recipe(tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 def trained(recipe: Any, steps: int = 5) -> tuple[list[float], dict[str, torch.Tensor]]:
     """Losses and adapter after a few steps."""
-    job = assemble.build(assemble.prepare(recipe), lambda *_, **__: None)
+    job = assemble.build(prepare.prepare(recipe), lambda *_, **__: None)
     batches = job.loader.steps(0)
     losses = [job.trainer.step(next(batches))["loss"] for _ in range(steps)]
     batches.close()
@@ -72,10 +72,10 @@ def test_checkpointing_changes_nothing(recipe, family: str) -> None:
 @pytest.mark.parametrize("family", ["flux1", "sd1", "sdxl"])
 def test_cached_latents_are_those_of_the_encoder(recipe, family: str) -> None:
     """What training sees equals a fresh encode of the picture, to 1e-5."""
-    ready = assemble.prepare(recipe(family))
+    ready = prepare.prepare(recipe(family))
     job = assemble.build(ready, lambda *_, **__: None)
     parts = ready.family.load(ready.source, ready.family.media_parts, torch.float32)
-    for i, planned in enumerate(ready.planned):
+    for i, planned in enumerate(ready.plan):
         with torch.no_grad():
             fresh = ready.family.encode_media(parts, Media(tensor.pixels(planned)[None]))
         torch.testing.assert_close(job.loader.fixed([i]).latents, fresh, rtol=0, atol=1e-5)
@@ -90,7 +90,7 @@ def test_every_optimiser_resumes_exactly(recipe, name: str, tmp_path: Path) -> N
     wanted = recipe(train={"optimizer": name, "lr": None, "steps": 5}, validate={"prompts": [], "every": 2})
 
     def at(count: int, folder: Path, resume: Path | None = None) -> dict[str, torch.Tensor]:
-        ready = assemble.prepare(wanted)
+        ready = prepare.prepare(wanted)
         job = assemble.build(ready, lambda kind, **fields: said.append((kind, fields)))
         folder.mkdir(exist_ok=True)
         running = runs.Run(ready, job, folder, lambda kind, **fields: said.append((kind, fields)))

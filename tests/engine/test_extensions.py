@@ -130,7 +130,9 @@ def trainer(family, *techniques, checkpointing: bool = False, lr: float = 1e-2) 
     stack.attach(Context(family, network, adapter, spec.steps))
     rule = optimizers.build(spec, adapter.parameters() + stack.parameters())
     accelerator = Accelerator(cpu=True, mixed_precision="no")
-    return Trainer(family, parts, adapter, family.objective, Uniform(), lambda _: 1.0, stack, *rule, accelerator, spec)
+    return Trainer(
+        family, parts, adapter, family.objective, Uniform(), lambda _, __: 1.0, stack, *rule, accelerator, spec
+    )
 
 
 def gradients(family, *techniques, mask: Tensor | None = None, checkpointing: bool = False) -> list[Tensor]:

@@ -83,7 +83,7 @@ class Rig:
 
     def __post_init__(self) -> None:
         cls = families.get(self.case.family)
-        self.family = cls(cls.Options(**self.case.told(self.folder)), self.case.task)
+        self.family = cls(cls.Options(**self.case.chosen(self.folder)), self.case.task)
         self.source = Source(str(self.folder), {})
         self.family.accept(self.source)
         family = self.family
@@ -211,7 +211,7 @@ class Case:
 
     # -- what a case may say differently -------------------------------------------------------------------------------
 
-    def told(self, folder: Path) -> dict[str, Any]:
+    def chosen(self, folder: Path) -> dict[str, Any]:
         """The family's options for the checkpoint in this folder: `options`, and what lies beside it."""
         return self.options
 
@@ -422,7 +422,7 @@ class Case:
         assert changed > 1e-3, "guidance changed nothing, so this proved nothing"
         assert wrong < 1e-4
 
-    def prove_overfit(self, rig: Rig) -> None:
+    def prove_overfit(self, rig: Rig) -> tuple[float, float]:
         """Trained on one latent, the official sampler gives it back; with the answer's sign flipped it does not."""
         shape = self.overfit_shape
         z = self.learnable(rig, shape)
@@ -435,6 +435,7 @@ class Case:
         show(f"{self.name}: overfit cosine {right:.3f}, with the sign flipped {wrong:.3f}")
         assert right >= 0.9
         assert wrong < 0.5
+        return right, wrong
 
     def learnable(self, rig: Rig, shape: Shape) -> Tensor:
         """Mostly one value per channel: few steps cannot teach much else to a network without a sense of place."""

@@ -71,10 +71,12 @@ def test_true_size(name: str) -> None:
 @pytest.mark.parametrize(
     "name", [pytest.param(n, marks=() if c.quick else pytest.mark.families) for n, c in CASES.items()]
 )
-def test_overfit_and_sample(name: str, checkpoint: Callable[[Case], Path]) -> None:
+def test_overfit_and_sample(name: str, checkpoint: Callable[[Case], Path], request: pytest.FixtureRequest) -> None:
+    """`pytest -m families --golden-write` keeps the figures for the README's table."""
     case = CASES[name]
-    rig = Rig(case, checkpoint(case))
-    case.prove_overfit(rig)
+    right, wrong = case.prove_overfit(Rig(case, checkpoint(case)))
+    if request.config.getoption("--golden-write"):
+        (GOLDEN / f"{name}.overfit.txt").write_text(f"{right:.3f} {wrong:.3f}\n", encoding="utf-8")
 
 
 def test_every_family_and_task_has_its_case() -> None:

@@ -72,7 +72,8 @@ def sized(
 ) -> tuple[np.ndarray, np.ndarray]:
     """For items of these sizes [N]: (bucket [N, 2], edge of that bucket [N]); edge 0 where there is none.
 
-    With small=own an item that would be enlarged takes the largest smaller edge at which it is not.
+    With small=own an item that would be enlarged takes the largest smaller edge at which it is not, at last the
+    smallest square that the model takes.
     """
     if media.fit == "exact":
         assert media.size is not None
@@ -94,6 +95,8 @@ def sized(
         fits = ~_too_large(tried, width[todo], height[todo])
         found[todo[fits]], edges[todo[fits]] = tried[fits], smaller
         todo = todo[~fits]
+    todo = todo[np.minimum(width[todo], height[todo]) >= multiple]
+    found[todo], edges[todo] = multiple, multiple
     return found, edges
 
 

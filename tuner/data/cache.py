@@ -34,7 +34,7 @@ OPEN = 64
 """Most shards that are kept mapped at a time."""
 SHARD_BYTES, SHARD_ENTRIES, SHARD_SECONDS = 128 << 20, 4096, 60.0
 """A shard is written when it has one of these: at most a minute's work is lost to a kill."""
-MAGIC = b"tunerkeys2\0\0\0\0\0\0"
+MAGIC = b"tunerkeys3\0\0"
 
 
 class Cache:
@@ -96,10 +96,12 @@ class Cache:
 
     def missing(self, keys: Iterable[str]) -> list[str]:
         """Those keys that have no whole entry, each once, in order."""
-        self.refresh()
         unique = list(dict.fromkeys(keys))
-        if not unique:
-            return []
+        with self._lock:
+            self._refresh()
+            return self._missing(unique) if unique else []
+
+    def _missing(self, unique: list[str]) -> list[str]:
         raw = np.frombuffer(bytes.fromhex("".join(k[:32] for k in unique)), ">u8").reshape(-1, 2).astype(np.uint64)
         place = np.searchsorted(self._high, raw[:, 0])
         inside = np.minimum(place, max(len(self._high) - 1, 0))
@@ -112,18 +114,24 @@ class Cache:
     def get(self, key: str) -> Entry:
         """The tensors of an entry, memory-mapped: they must not be changed. Raises `UserError` when it is gone."""
         with self._lock:
-            shard = self._find(key)
-            if shard is None:
-                self._refresh()
-                shard = self._find(key)
-            if shard is not None:
-                with contextlib.suppress(OSError, SafetensorError):
-                    opened, names = self._opened(shard)
-                    return {name: opened.get_tensor(f"{key}/{name}") for name in names[key]}
+            for look_again in (self._refresh, None):
+                while (shard := self._find(key)) is not None:
+                    try:
+                        opened, names = self._opened(shard)
+                        return {name: opened.get_tensor(f"{key}/{name}") for name in names[key]}
+                    except (OSError, SafetensorError, KeyError):  # damaged, or pruned: another shard may hold it
+                        self._forget(shard)
+                if look_again:
+                    look_again()
         raise UserError(
             f"The cache entry {key[:12]} in {self.folder} is missing or damaged; start or resume the run again, and it "
             "is made anew."
         )
+
+    def _forget(self, shard: int) -> None:
+        others = self._shard != shard
+        self._high, self._low, self._shard = self._high[others], self._low[others], self._shard[others]
+        self._open.pop(shard, None)
 
     def _opened(self, shard: int) -> tuple[Any, dict[str, list[str]]]:
         if shard in self._open:
@@ -150,7 +158,7 @@ class Cache:
     def write(self, entries: dict[str, Entry]) -> Path:
         """Write entries as one shard, which appears whole or not at all."""
         flat = {f"{k}/{n}": _plain(t) for k, e in entries.items() for n, t in e.items()}
-        sums = {k: f"{_sum([flat[f'{k}/{n}'] for n in sorted(e)]):08x}" for k, e in entries.items()}
+        sums = {k: _sum({n: flat[f"{k}/{n}"] for n in e}) for k, e in entries.items()}
         path = self.folder / f"{uuid.uuid4().hex}.safetensors"
         partial = path.with_suffix(f".{os.getpid()}.tmp")
         try:
@@ -171,8 +179,8 @@ class Cache:
     def size(self) -> dict[str, int]:
         """{"entries", "shards", "bytes"} on disk."""
         self.refresh()
-        files = list(self.folder.glob("*.safetensors"))
-        return {"entries": len(self._high), "shards": len(files), "bytes": sum(f.stat().st_size for f in files)}
+        sizes = [_size(f) for f in self.folder.glob("*.safetensors")]
+        return {"entries": len(self._high), "shards": len(sizes), "bytes": sum(sizes)}
 
     def verify(self, progress: Callable[[int, int], None] | None = None) -> dict[str, Any]:
         """Read every entry and compare it with its checksum; damaged shards are deleted and made anew when needed.
@@ -199,31 +207,40 @@ class Cache:
         looked at. A shard of which some entries stay is written again without the others. Returns
         {"entries": deleted ones, "bytes": freed}.
         """
-        now, deleted, before = time.time(), 0, self.size()["bytes"]
-        for partial in self.folder.glob("*.tmp"):
-            if now - partial.stat().st_mtime > 3600:
-                partial.unlink(missing_ok=True)
+        before, deleted = self.size()["bytes"], 0
+        self._sweep()
         if keep is None:
             return {"entries": 0, "bytes": 0}
         for path in sorted(self.folder.glob("*.safetensors")):
-            if now - path.stat().st_mtime < older * 86400:
-                continue
-            with safe_open(path, "pt") as file:
-                held = {full.partition("/")[0] for full in file.keys()}  # noqa: SIM118
-                stay = held & keep
-                if stay == held:
-                    continue
-                kept: dict[str, Entry] = {k: {} for k in sorted(stay)}
-                for full in file.keys():  # noqa: SIM118
-                    key, _, name = full.partition("/")
-                    if key in stay:
-                        kept[key][name] = file.get_tensor(full)
-                if kept:
-                    self.write(kept)
-            deleted += len(held) - len(stay)
-            _remove(path)
+            if _age(path) >= older * 86400 and _keys_of(path) is not None:
+                deleted += self._thin(path, keep)
         self.__init__(self.root)
         return {"entries": deleted, "bytes": max(0, before - self.size()["bytes"])}
+
+    def _sweep(self) -> None:
+        """Delete files that interrupted writes and deletions left."""
+        for partial in self.folder.glob("*.tmp"):
+            if _age(partial) > 3600:
+                partial.unlink(missing_ok=True)
+        for keys in self.folder.glob("*.keys"):
+            if not keys.with_suffix(".safetensors").exists():
+                keys.unlink(missing_ok=True)
+
+    def _thin(self, path: Path, keep: set[str]) -> int:
+        """Write a shard again with only what is wanted; returns the number of entries that are gone."""
+        kept: dict[str, Entry] = {}
+        with safe_open(path, "pt") as file:
+            names = [full.partition("/") for full in file.keys()]  # noqa: SIM118
+            held = {key for key, _, _ in names}
+            if held <= keep:
+                return 0
+            for key, _, name in names:
+                if key in keep:
+                    kept.setdefault(key, {})[name] = file.get_tensor(f"{key}/{name}")
+            if kept:
+                self.write(kept)
+        _remove(path)
+        return len(held - keep)
 
     def used(self, keys: Sequence[str]) -> None:
         """Note that these entries were used today, for `prune`."""
@@ -261,58 +278,91 @@ class Writer:
 
 
 def _plain(tensor: Tensor) -> Tensor:
-    """A copy on the CPU that shares no memory: safetensors refuses views of one storage."""
-    tensor = tensor.detach().cpu()
-    whole = tensor.untyped_storage().nbytes() == tensor.nbytes
-    return tensor if whole and tensor.is_contiguous() else tensor.clone(memory_format=torch.contiguous_format)
+    """A copy on the CPU: the caller may change its own, and safetensors refuses tensors that share memory."""
+    return torch.empty(tensor.shape, dtype=tensor.dtype).copy_(tensor.detach())
 
 
-def _sum(tensors: Sequence[Tensor]) -> int:
+def _sum(entry: Entry) -> str:
+    """A checksum of the tensors with their names, types and shapes."""
     total = 0
-    for tensor in tensors:
+    for name in sorted(entry):
+        tensor = entry[name]
+        total = zlib.crc32(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode(), total)
         flat = tensor.contiguous().reshape(-1)
         total = zlib.crc32(flat.view(torch.uint8).numpy().data if flat.numel() else b"", total)
-    return total
+    return f"{total:08x}"
+
+
+def _age(path: Path) -> float:
+    """Seconds since the last use; none of a file that another process deleted."""
+    try:
+        return time.time() - path.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
 
 
 def _keys_of(path: Path) -> np.ndarray | None:
     """The keys of a shard: uint8 [N, 32]; from its list, or from itself. None, and it is gone, when it is cut off."""
-    with contextlib.suppress(OSError, ValueError):
+    with contextlib.suppress(OSError):
         data = path.with_suffix(".keys").read_bytes()
-        size = int.from_bytes(data[16:24], "little")
-        if data[:16] == MAGIC and len(data) % 32 == 24 and path.stat().st_size == size:
-            return np.frombuffer(data, np.uint8, offset=24).reshape(-1, 32)
+        if len(data) >= 32 and data[:32] == _head(path, data[32:]):
+            return np.frombuffer(data, np.uint8, offset=32).reshape(-1, 32)
     try:
         with safe_open(path, "pt") as file:
             keys = list(dict.fromkeys(full.partition("/")[0] for full in file.keys()))  # noqa: SIM118
-        _write_keys(path, keys)
-        return np.frombuffer(bytes.fromhex("".join(keys)), np.uint8).reshape(-1, 32)
-    except FileNotFoundError:  # another process is pruning
+        data = bytes.fromhex("".join(keys))
+    except OSError:  # pruned by another process, or not to be read for now
         return None
-    except (OSError, SafetensorError, ValueError):
+    except (SafetensorError, ValueError):
         _remove(path)
         return None
+    _write_keys(path, keys)
+    return np.frombuffer(data, np.uint8).reshape(-1, 32)
+
+
+def _head(path: Path, keys: bytes) -> bytes:
+    """32 bytes before the keys of a shard: a mark, the shard's size, the number of keys, their checksum."""
+    numbers = ((path.stat().st_size, 8), (len(keys) // 32, 8), (zlib.crc32(keys), 4))
+    return MAGIC + b"".join(value.to_bytes(size, "little") for value, size in numbers)
 
 
 def _write_keys(path: Path, keys: Sequence[str]) -> None:
-    """The list beside a shard: a mark, the shard's size, the keys. It may be lost at any time."""
-    size = path.stat().st_size.to_bytes(8, "little")
-    partial = path.with_suffix(f".keys.{os.getpid()}.tmp")
-    partial.write_bytes(MAGIC + size + bytes.fromhex("".join(keys)))
-    os.replace(partial, path.with_suffix(".keys"))
+    """The list beside a shard. It only saves time: where it cannot be written, it is done without."""
+    data = bytes.fromhex("".join(keys))
+    partial = path.with_suffix(f".{uuid.uuid4().hex}.keys.tmp")
+    try:
+        partial.write_bytes(_head(path, data) + data)
+        os.replace(partial, path.with_suffix(".keys"))
+    except OSError:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
 
 
 def _verified(path: Path) -> int | None:
-    """Number of entries of a shard, None when one differs from its checksum."""
+    """Number of entries of a shard, None when one differs from its checksum. Raises `UserError`: not to be read."""
     try:
         with safe_open(path, "pt") as file:
             sums = json.loads((file.metadata() or {})["keys"])
-            names: dict[str, list[str]] = {key: [] for key in sums}
+            entries: dict[str, Entry] = {key: {} for key in sums}
             for full in file.keys():  # noqa: SIM118
-                names[full.partition("/")[0]].append(full)
-            good = all(f"{_sum([file.get_tensor(n) for n in sorted(names[k])]):08x}" == s for k, s in sums.items())
-        return len(sums) if good else None
-    except (OSError, SafetensorError, KeyError, ValueError):
+                key, _, name = full.partition("/")
+                entries[key][name] = file.get_tensor(full)
+            return len(sums) if all(_sum(entries[k]) == s for k, s in sums.items()) else None
+    except FileNotFoundError:  # pruned by another process
+        return 0
+    except OSError as error:
+        why = error.strerror or error
+        raise UserError(
+            f"The cache shard {path} cannot be read ({why}); give yourself the right to, or delete it."
+        ) from None
+    except (SafetensorError, KeyError, ValueError, AttributeError):
         return None
 
 

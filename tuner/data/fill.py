@@ -15,7 +15,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from ..errors import UserError
 from ..family import Family, Geometry
@@ -24,6 +24,7 @@ from . import tensor
 from .cache import Cache, Entry, Writer
 from .plan import Bucket, Plan, Planned
 from .tensor import Tensors
+from .workers import Failure, ahead
 
 FORMAT = 2
 """Raise it whenever decoding, scaling or what an entry holds changes."""
@@ -61,6 +62,10 @@ class Keys:
     def media(self, i: int) -> str:
         """The key of the latents (mask, control, conditions) of one use."""
         return self.media_of(self.plan[i])
+
+    def all(self) -> list[str]:
+        """The keys of all uses of the plan, in order."""
+        return [self.media_of(planned) for planned in self.plan]
 
     def media_of(self, planned: Planned) -> str:
         """See `media`."""
@@ -117,13 +122,6 @@ def _references(planned: Planned) -> tuple[Any, ...]:
 # -- media -------------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _Failure:
-    """An error of a worker process, told in its own words."""
-
-    text: str
-
-
 class _Groups(Dataset[Any]):
     """Groups of uses of one bucket, decoded."""
 
@@ -133,11 +131,11 @@ class _Groups(Dataset[Any]):
     def __len__(self) -> int:
         return len(self.groups)
 
-    def __getitem__(self, index: int) -> list[Tensors] | _Failure:
+    def __getitem__(self, index: int) -> list[Tensors] | Failure:
         try:
             return [self._one(i) for i in self.groups[index]]
         except UserError as error:
-            return _Failure(str(error))
+            return Failure(str(error))
 
     def _one(self, i: int) -> Tensors:
         planned = self.plan[i]
@@ -163,13 +161,7 @@ def decoded(
     """Each group's tensors, in order, made by worker processes ahead of their use."""
     few = sum(len(g) for g in groups) <= FEW
     count = (0 if few else max(1, min(4, (os.cpu_count() or 2) - 1))) if workers is None else workers
-    loader = DataLoader(
-        _Groups(plan, geometry, groups), batch_size=None, num_workers=count, prefetch_factor=2 if count else None
-    )
-    for tensors in loader:
-        if isinstance(tensors, _Failure):
-            raise UserError(tensors.text)
-        yield tensors
+    return ahead(_Groups(plan, geometry, groups), count)
 
 
 def fill_media(
@@ -182,7 +174,7 @@ def fill_media(
     rounding (about 1e-6 relative in fp32). workers: decoding processes; None: as the machine and the number allow.
     """
     plan = keys.plan
-    names = {keys.media(i): i for i in range(len(plan))}
+    names = {key: i for i, key in enumerate(keys.all())}
     todo = {names[k]: k for k in cache.missing(names)}
     groups, writer, done = media_groups(plan, todo, batch), Writer(cache), 0
     try:
@@ -231,15 +223,12 @@ def everything_told(keys: Keys, extra: Iterable[Told] = ()) -> dict[str, Told]:
     plan, reads = keys.plan, keys.family.reads
     found: dict[str, Told] = {}
     if reads:
-        for i in range(len(plan)):
-            planned = plan[i]
+        for planned in plan:
             for caption in (*planned.item.captions, ""):
                 told = keys.told(planned, caption)
                 found.setdefault(keys.text(told), told)
     else:
-        column = plan.index.table.column("captions")
-        distinct = {caption for texts in column.to_pylist() for caption in texts} | {""}
-        found = {keys.text(told): told for told in (Told(c) for c in sorted(distinct))}
+        found = {keys.text(told): told for told in (Told(c) for c in dict.fromkeys(["", *plan.index.texts()]))}
     return {**found, **{keys.text(t): t for t in extra}}
 
 

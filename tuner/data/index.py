@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from pyarrow import parquet
 
 from ..errors import Problem
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 
 SHOWN = 3
 """Notes of one kind up to this number name every file; more are counted."""
+BLOCK, KEPT = 1024, 4096
+"""Rows that are made into values at once, and most of them that are kept."""
 KINDS: tuple[Kind, ...] = ("image", "video", "audio")
 NOUNS = {"image": ("picture", "pictures"), "video": ("video", "videos"), "audio": ("sound", "sounds")}
 
@@ -67,6 +70,7 @@ class Index:
 
     def __post_init__(self) -> None:
         self._columns: dict[str, Any] = {}
+        self._known: dict[int, Item] = {}
 
     def __len__(self) -> int:
         return self.table.num_rows
@@ -84,18 +88,31 @@ class Index:
         return data[flat.offset * 32 : (flat.offset + len(flat)) * 32].reshape(-1, 32)
 
     def item(self, row: int) -> Item:
-        """One row as a value."""
-        got: dict[str, Any] = {name: self.table.column(name)[row].as_py() for name in SCHEMA.names}
-        changed: dict[str, Any] = {
-            "kind": KINDS[got["kind"]],
-            "digest": got["digest"].hex(),
-            "captions": tuple(got["captions"]),
-            "mask": _companion(got["mask"]),
-            "control": _companion(got["control"]),
-            "references": tuple(_companion(r) for r in got["references"] or ()),
-            "crop": tuple(got["crop"]) if got["crop"] else None,
-        }
-        return Item(**{**got, **changed})
+        """One row as a value; those of small indices are kept."""
+        found = self._known.get(row)
+        if found is None:
+            [found] = self._block(row, row + 1)
+            if len(self._known) < KEPT:
+                self._known[row] = found
+        return found
+
+    def _block(self, start: int, end: int) -> list[Item]:
+        """Rows from `start` to before `end`: many at once are ten times faster than one by one."""
+        return [_value(row) for row in self.table.slice(start, end - start).to_pylist()]
+
+    def crops(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Whether each of these rows has a recorded crop [N], and that box [N, 4] (left, top, right, bottom)."""
+        column = self.table.column("crop")
+        there, boxes = np.zeros(len(rows), bool), np.zeros((len(rows), 4), np.int32)
+        if column.null_count < len(column):
+            taken = column.take(pa.array(rows)).combine_chunks()
+            there = taken.is_valid().to_numpy(zero_copy_only=False)
+            boxes[there] = taken.flatten().to_numpy(zero_copy_only=False).reshape(-1, 4)
+        return there, boxes
+
+    def texts(self) -> list[str]:
+        """Every caption once, in order of the alphabet."""
+        return sorted(pc.unique(pc.list_flatten(self.table.column("captions"))).to_pylist())
 
     @property
     def items(self) -> Sequence[Item]:
@@ -131,13 +148,28 @@ class _Items(Sequence[Item]):
 
     def __getitem__(self, row: Any) -> Any:
         if isinstance(row, slice):
-            return [self._index.item(i) for i in range(*row.indices(len(self)))]
+            start, end, step = row.indices(len(self))
+            whole = self._index._block(start, end) if step == 1 and end > start else None
+            return whole or [self._index.item(i) for i in range(start, end, step)]
         if not -len(self) <= row < len(self):
             raise IndexError(row)
         return self._index.item(row % len(self))
 
     def __iter__(self) -> Iterator[Item]:
-        return (self._index.item(i) for i in range(len(self)))
+        return (item for start in range(0, len(self), BLOCK) for item in self[start : start + BLOCK])
+
+
+def _value(row: dict[str, Any]) -> Item:
+    changed: dict[str, Any] = {
+        "kind": KINDS[row["kind"]],
+        "digest": row["digest"].hex(),
+        "captions": tuple(row["captions"]),
+        "mask": _companion(row["mask"]),
+        "control": _companion(row["control"]),
+        "references": tuple(_companion(r) for r in row["references"] or ()),
+        "crop": tuple(row["crop"]) if row["crop"] else None,
+    }
+    return Item(**{**row, **changed})
 
 
 def _companion(value: dict[str, Any] | None) -> Companion | None:

@@ -7,11 +7,13 @@ import random
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from torch.utils.data import IterableDataset, get_worker_info
 
+from ..errors import UserError
 from ..family import Family
 from ..seeds import mix
 from ..types import Batch, Cond
@@ -19,6 +21,7 @@ from .cache import Cache, Entry
 from .fill import COND, Keys
 from .plan import Planned
 from .sampler import Draw, Sampler
+from .workers import Failure, ahead
 
 
 @dataclass
@@ -40,13 +43,13 @@ class Loader:
         it go) to end them.
         """
         if self.workers:
-            yield from DataLoader(_Steps(self, start), batch_size=None, num_workers=self.workers, prefetch_factor=2)  # pyrefly: ignore[invalid-yield]
+            yield from ahead(_Steps(self, start), self.workers)
             return
         with ThreadPoolExecutor(1, thread_name_prefix="loader") as pool:
-            ahead = pool.submit(self.step, start)
+            coming = pool.submit(self.step, start)
             for k in itertools.count(start + 1):
-                ready = ahead.result()
-                ahead = pool.submit(self.step, k)
+                ready = coming.result()
+                coming = pool.submit(self.step, k)
                 yield ready
 
     def step(self, k: int) -> list[Batch]:
@@ -92,16 +95,20 @@ class Loader:
         return captions[0] if len(captions) == 1 else _random(self.seed, "choice", k, draw.place).choice(captions)
 
 
-class _Steps(IterableDataset[list[Batch]]):
+class _Steps(IterableDataset[Any]):
     """Worker w of n makes steps start + w, start + w + n, ...: the loader puts them in order again."""
 
     def __init__(self, loader: Loader, start: int) -> None:
         self.loader, self.start = loader, start
 
-    def __iter__(self) -> Iterator[list[Batch]]:
+    def __iter__(self) -> Iterator[list[Batch] | Failure]:
         info = get_worker_info()
         first, by = (info.id, info.num_workers) if info else (0, 1)
-        return (self.loader.step(k) for k in itertools.count(self.start + first, by))
+        for k in itertools.count(self.start + first, by):
+            try:
+                yield self.loader.step(k)
+            except UserError as error:
+                yield Failure(str(error))
 
 
 def _random(*purpose: object) -> random.Random:

@@ -44,8 +44,9 @@ class Sampler:
     """Items times repeats → optimiser steps → micro-batches of this rank.
 
     One optimiser step has up to batch * accumulate * world items from one bucket. The last one of a bucket is smaller,
-    or (last="fill") filled with the items that its bucket began the epoch with; nothing is dropped. A fraction of a
-    time is a share of the bucket's items, another one each epoch, until all have been seen.
+    or (last="fill") filled with the items that its bucket began the epoch with; nothing is dropped. With a fraction of
+    a time, each epoch goes on where the one before it stopped in a fixed order of the bucket's items: over many epochs
+    each is seen equally often, however few its bucket has, and epochs differ in length by a few items.
     """
 
     def __init__(self, uses: Uses, rules: Rules, *, rank: int = 0, world: int = 1) -> None:
@@ -53,37 +54,51 @@ class Sampler:
         self.size = rules.batch * rules.accumulate * world
         order = np.argsort(uses.bucket, kind="stable")
         _, starts = np.unique(uses.bucket[order], return_index=True)
-        self._members: list[np.ndarray] = np.split(uses.index[order], starts[1:]) if len(order) else []
-        self._times = [float(t) for t in uses.times[order][starts]]
-        self._lengths = [self._length(len(m), t) for m, t in zip(self._members, self._times, strict=True)]
-        self._groups = [-(-n // self.size) for n in self._lengths]
+        members = np.split(uses.index[order], starts[1:]) if len(order) else []
+        times = uses.times[order][starts]
+        whole = times == np.floor(times)
+        self._circles = [m if w else self._random("share", b).permutation(m) for b, (m, w) in
+                         enumerate(zip(members, whole, strict=True))]  # fmt: skip
+        self._each = np.array([len(m) for m in members], np.float64) * times
+        # not every bucket of one item at half a time is to be drawn in the same epoch
+        self._ahead = np.where(whole, 0.0, self._random("ahead", 0).random(len(members)))
+        self._same = bool(whole.all())
+        self._ends = np.empty(0, np.int64)
+        """Steps up to the end of each epoch, as far as was asked, where epochs differ."""
         self._memo: tuple[int, np.ndarray, np.ndarray, np.ndarray] | None = None
 
-    @staticmethod
-    def _length(members: int, times: float) -> int:
-        """Items drawn in an epoch: whole rounds, and the share of a round, at least one item."""
-        return max(1, int(times) * members + round((times - int(times)) * members))
+    def _random(self, purpose: str, number: int) -> np.random.Generator:
+        return np.random.Generator(np.random.Philox(key=mix(self.rules.seed, purpose, number)))
+
+    def _before(self, epochs: np.ndarray) -> np.ndarray:
+        """Items of each bucket [epochs, buckets] that were drawn before each epoch."""
+        return np.floor(epochs[:, None] * self._each + self._ahead).astype(np.int64)
+
+    def _steps(self, first: int, count: int) -> np.ndarray:
+        """Optimiser steps of each bucket [count, buckets] in epochs `first`, `first` + 1, ..."""
+        return -(-np.diff(self._before(np.arange(first, first + count + 1)), axis=0) // self.size)
 
     @property
     def steps_per_epoch(self) -> int:
-        """Optimiser steps of one epoch; 0 when there is nothing to train on."""
-        return sum(self._groups)
+        """Optimiser steps of one epoch (the first, where they differ); 0 when there is nothing to train on."""
+        return int(self._steps(0, 1).sum())
 
     @property
-    def items_per_epoch(self) -> int:
-        """Items drawn in one epoch, repeats, weights and resolutions counted, without what fills last steps."""
-        return sum(self._lengths)
+    def items_per_epoch(self) -> float:
+        """Items drawn in one epoch on average, repeats and weights counted, without what fills last steps."""
+        return float(self._each.sum())
 
-    def per_bucket(self) -> list[tuple[int, int]]:
-        """(items drawn, optimiser steps) per epoch of each bucket, in the order of the buckets' numbers."""
-        return list(zip(self._lengths, self._groups, strict=True))
+    def per_bucket(self) -> list[tuple[float, int]]:
+        """(items per epoch on average, optimiser steps of the first epoch) of each bucket, in order."""
+        return [(int(n) if n == int(n) else round(n, 3), s) for n, s in
+                zip(self._each.tolist(), self._steps(0, 1)[0].tolist(), strict=True)]  # fmt: skip
 
     def step(self, k: int) -> list[list[Draw]]:
         """Step k (from 0) → this rank's micro-batches, of at most `batch` items and never empty.
 
         A step with fewer items than ranks gives some ranks no micro-batch at all.
         """
-        epoch, number = divmod(k, self.steps_per_epoch)
+        epoch, number = self._place(k)
         items, starts, ends = self._order(epoch)
         group = items[starts[number] : ends[number]]
         n = len(group)
@@ -91,36 +106,37 @@ class Sampler:
         draws = [Draw(index, first + i, n, epoch) for i, index in enumerate(group[first:last].tolist())]
         return [draws[start : start + self.rules.batch] for start in range(0, len(draws), self.rules.batch)]
 
+    def _place(self, k: int) -> tuple[int, int]:
+        """(epoch, step in it) of step k."""
+        if self._same:
+            return divmod(k, self.steps_per_epoch)
+        while not len(self._ends) or self._ends[-1] <= k:
+            done = int(self._ends[-1]) if len(self._ends) else 0
+            further = self._steps(len(self._ends), 64).sum(1).cumsum() + done
+            self._ends = np.concatenate([self._ends, further])
+        epoch = int(np.searchsorted(self._ends, k, side="right"))
+        return epoch, k - (int(self._ends[epoch - 1]) if epoch else 0)
+
     def _order(self, epoch: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """All items of an epoch, and where each step's begin and end; the current epoch's are kept."""
         if self._memo is None or self._memo[0] != epoch:
-            random = np.random.Generator(np.random.Philox(key=mix(self.rules.seed, "order", epoch)))
+            random = self._random("order", epoch)
+            before, after = self._before(np.arange(epoch, epoch + 2))
             items, starts, ends, offset = [], [], [], 0
-            for number in range(len(self._members)):
-                drawn = self._drawn(number, epoch)
+            for circle, first, last in zip(self._circles, before.tolist(), after.tolist(), strict=True):
+                drawn = np.take(circle, np.arange(first, last), mode="wrap")
                 random.shuffle(drawn)
-                count = self._groups[number] * self.size if self.rules.last == "fill" else len(drawn)
+                count = -(-len(drawn) // self.size) * self.size if self.rules.last == "fill" else len(drawn)
                 drawn = np.resize(drawn, count)
                 begin = np.arange(0, count, self.size)
                 items.append(drawn)
                 starts.append(begin + offset)
                 ends.append(np.minimum(begin + self.size, count) + offset)
                 offset += count
-            order = random.permutation(self.steps_per_epoch)
-            self._memo = (epoch, np.concatenate(items), np.concatenate(starts)[order], np.concatenate(ends)[order])
+            items, starts, ends = (np.concatenate(columns) for columns in (items, starts, ends))
+            order = random.permutation(len(starts))
+            self._memo = (epoch, items, starts[order], ends[order])
         return self._memo[1:]
-
-    def _drawn(self, number: int, epoch: int) -> np.ndarray:
-        """The items of one bucket in one epoch, unordered: whole rounds and this epoch's share of a round."""
-        members, rounds = self._members[number], int(self._times[number])
-        rest = self._lengths[number] - rounds * len(members)
-        parts = [members] * rounds
-        if rest:
-            # one fixed order of the members, of which each epoch takes the next piece
-            fixed = np.random.Generator(np.random.Philox(key=mix(self.rules.seed, "share", number)))
-            circle = fixed.permutation(members)
-            parts.append(np.take(circle, np.arange(epoch * rest, (epoch + 1) * rest), mode="wrap"))
-        return np.concatenate(parts)
 
 
 def uses(index: np.ndarray, bucket: np.ndarray, datasets: Sequence[int], times: Sequence[float]) -> Uses:

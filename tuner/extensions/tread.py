@@ -43,6 +43,8 @@ class Tread(Extension):
         """Only described transformer blocks can be routed, and the picture's tokens must be known by their place."""
         if not family.blocks:
             return f"tread needs a plain run of transformer blocks, which {family.name} has not; remove the extension."
+        if any(run.plane for run in family.blocks):
+            return f"tread cannot leave tokens out of {family.name}, whose blocks convolve them; remove the extension."
         if all(run.text != "none" for run in family.blocks):
             return f"tread cannot tell text from picture in the blocks of {family.name} yet; remove the extension."
         return None
@@ -58,6 +60,12 @@ class Tread(Extension):
             raise UserError(
                 f"extensions: tread: text and picture share one sequence in block {first}; "
                 f"set first to one of {entries[0]} to {entries[-1]}."
+            )
+        ends = max(i for i, (_, run) in enumerate(walked) if run is walked[first][1])
+        if walked[first][1].closed and last > ends:
+            raise UserError(
+                f"extensions: tread: {context.family.name} counts its tokens behind block {ends}, where none may be "
+                f"missing; set last to {ends} or less."
             )
         for place, (module, run) in enumerate(walked[first : last + 1]):
             blocks.on_input(module, run, partial(self._enter, first=place == 0))
@@ -113,7 +121,8 @@ class Tread(Extension):
             call.set(call.blocks.tokens, call.tokens.index_select(1, step.routed))
         assert step.routed is not None
         for described, value in list(call.aligned()):
-            kept = partial(cut, dims=described.dims, keep=step.routed, count=self._count, text=call.blocks.text)
+            text = described.text or call.blocks.text
+            kept = partial(cut, dims=described.dims, keep=step.routed, count=self._count, text=text)
             call.set(described.name, described.changed(value, kept))
 
     def _rejoin(self, out: Tensor, text: Literal["none", "before", "after"]) -> Tensor:

@@ -36,3 +36,10 @@ def pictures(pixels: Tensor) -> list[Image.Image]:
     """[B, 3, H, W] in -1..1 → PIL, as a user would give them to a pipeline."""
     plain = ((pixels.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
     return [Image.fromarray(p) for p in plain.permute(0, 2, 3, 1).cpu().numpy()]
+
+
+def later(x: Tensor) -> Tensor:
+    """[B, 1, f, h, w] for x [B, C, f, h, w]: 0 in the first frame, which is given, 1 in all others."""
+    mask = torch.ones_like(x[:, :1])
+    mask[:, :, 0] = 0
+    return mask

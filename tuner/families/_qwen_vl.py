@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from ..types import Cond, Media, Prompt
 from ._latents import pictures
 
 
-def refuse_other_task(source: Source, task: str, by_task: dict[str, tuple[str, ...]]) -> None:
+def refuse_other_task(source: Source, task: str, by_task: Mapping[str, Sequence[str]]) -> None:
     """Raise `UserError` if the model was made for another task than the recipe's; by_task: task → pipeline classes."""
     if source.pipeline in by_task[task]:
         return

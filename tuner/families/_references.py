@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from ..errors import UserError
@@ -38,3 +39,15 @@ def collate(conds: Sequence[Cond]) -> Cond:
                 "to 1, or give each data set references of one number and one shape."
             )
     return {k: torch.stack([c[k] for c in conds]) for k in conds[0]}
+
+
+def shrunk(picture: Image.Image, area: int) -> Image.Image:
+    """The picture at no more than `area` pixels."""
+    scale = (area / (picture.width * picture.height)) ** 0.5
+    return picture if scale >= 1 else picture.resize((round(picture.width * scale), round(picture.height * scale)))
+
+
+def enlarged(picture: Image.Image, side: int) -> Image.Image:
+    """The picture with at least `side` pixels on its shorter side."""
+    scale = side / min(picture.size)
+    return picture if scale <= 1 else picture.resize((round(picture.width * scale), round(picture.height * scale)))

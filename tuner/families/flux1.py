@@ -213,10 +213,7 @@ class Flux1(Family):
         area = request.width * request.height
         if not request.references:
             return {"max_area": area}
-        picture = request.references[0]
-        if (scale := (area / (picture.width * picture.height)) ** 0.5) < 1:
-            picture = picture.resize((round(picture.width * scale), round(picture.height * scale)))
-        return {"image": picture, "max_area": area, "_auto_resize": False}
+        return {"image": _references.shrunk(request.references[0], area), "max_area": area, "_auto_resize": False}
 
     def wants_negative(self, source: Source, guidance: float) -> bool:
         """See `Family.wants_negative`; distilled guidance needs none."""

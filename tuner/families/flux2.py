@@ -37,6 +37,8 @@ MODULATION = r"(double_stream_modulation_(img|txt)|single_stream_modulation)\.li
 ROTARY = (Aligned("image_rotary_emb", dims=(0,)),)
 LAYERS = {"Flux2Pipeline": (10, 20, 30), "Flux2KleinPipeline": (9, 18, 27)}
 """The text encoder's layers whose outputs are the text, as the pipelines have them."""
+SMALLEST = 64
+"""Pixels on a side below which the pipelines refuse a reference picture."""
 
 
 class Flux2Options(Options):
@@ -195,7 +197,7 @@ class Flux2(Family):
         """See `Family.call`: dev's guidance embedding, or klein's real guidance away from the negative."""
         arguments: dict[str, Any] = {"prompt_embeds": request.cond["embeds"][None], "guidance_scale": request.guidance}
         if self.task == "edit" and request.references:
-            arguments["image"] = list(request.references)
+            arguments["image"] = [_references.enlarged(p, SMALLEST) for p in request.references]
         if parts.pipeline != "Flux2KleinPipeline":
             return arguments
         if request.negative is None:

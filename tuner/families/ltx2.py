@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -21,7 +22,6 @@ from ..objective import Objective
 from ..recipe import LogitNormal, setting
 from ..source import Source
 from ..types import Cond, Drawn, Media, Parts, Prompt
-from ._clips import compression, normalised, refuse_distilled
 from ._flow import bare, objective, shift
 from ._latents import first_frames, pictures
 from ._mel import WINDOW, log_mel
@@ -101,7 +101,11 @@ class Ltx2(Family):
     def accept(self, source: Source) -> None:
         """See `Family.accept`."""
         super().accept(source)
-        refuse_distilled(source, "2.0 or 2.3")
+        if "distilled" in Path(source.name).name.lower():  # nothing but the name tells
+            raise UserError(
+                f"source {source.name} is distilled to a few steps, which training would undo; train 2.0 or 2.3 "
+                "instead and use the result with the distilled model."
+            )
         network = source.config("transformer")
         if network.get("patch_size", 1) != 1 or network.get("patch_size_t", 1) != 1:
             raise UserError(f"source {source.name} has tokens of several latent cells, which no LTX-2 pipeline draws.")
@@ -294,6 +298,19 @@ class Ltx2(Family):
     def rate(self, parts: Parts) -> int:
         """See `Family.rate`."""
         return parts["vocoder"].config.output_sampling_rate
+
+
+def compression(source: Source) -> tuple[int, int]:
+    """(frames, pixels) per latent cell, as the autoencoder's own class reads them from its configuration."""
+    vae = source.config("vae")
+    halvings = 2 ** sum(vae.get("spatio_temporal_scaling", (True,) * 4))
+    time = vae.get("temporal_compression_ratio") or vae.get("patch_size_t", 1) * halvings
+    return time, vae.get("spatial_compression_ratio") or vae.get("patch_size", 4) * halvings
+
+
+def normalised(vae: nn.Module, z: Tensor, scale: float) -> Tensor:
+    """[B, C, f, h, w] → the same by the statistics that lie beside the autoencoder's weights."""
+    return LTX2Pipeline._normalize_latents(z, vae.latents_mean, vae.latents_std, scale)  # pyrefly: ignore[bad-argument-type]
 
 
 def joined(clip: Tensor, sound: Tensor) -> Tensor:

@@ -155,7 +155,7 @@ class PixArtSigma(Family):
 
     def predict(self, denoiser: nn.Module, x: Tensor, t: Tensor, cond: Cond) -> Tensor:
         """See `Family.predict`."""
-        config = getattr(denoiser, "module", denoiser).config  # a distributed wrapper hides it
+        config: Any = getattr(denoiser, "module", denoiser).config  # a distributed wrapper hides it
         told = {"resolution": None, "aspect_ratio": None}
         # as diffusers' network decides when its configuration does not say; Sigma's says no
         sized = config.use_additional_conditions

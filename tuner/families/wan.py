@@ -17,7 +17,7 @@ from ..objective import Flow, Objective
 from ..recipe import LogitNormal, setting
 from ..source import Source
 from ..types import Cond, Media, Parts, Prompt
-from ._latents import first_frames, pictures
+from ._latents import first_frames, later, pictures
 
 ATTENTION = r"blocks\.\d+\.(attn[12]\.(to_q|to_k|to_v|to_out\.0)|attn2\.add_[kv]_proj)"
 FEED_FORWARD = r"blocks\.\d+\.ffn\.net\.(0\.proj|2)"
@@ -214,16 +214,16 @@ class Wan(Family):
 
     def emphasis(self, x: Tensor, cond: Cond) -> Tensor | None:
         """The 5B's given first frame does not count: the pipeline puts the clean one in its place at every step."""
-        return _given(x) if "first" in cond else None
+        return later(x) if "first" in cond else None
 
     def predict(self, denoiser: nn.Module, x: Tensor, t: Tensor, cond: Cond) -> Tensor:
         """See `Family.predict`; the network's answer is already noise - data."""
         config: Any = getattr(denoiser, "module", denoiser).config  # a distributed wrapper hides it
         times, told = t * 1000, {}
         if "first" in cond:
-            x = (1 - _given(x)) * cond["first"] + _given(x) * x
+            x = (1 - later(x)) * cond["first"] + later(x) * x
         if "per_token" in cond and self.options.time_embedding == "model":
-            asked = _given(x) if "first" in cond else torch.ones_like(x[:, :1])
+            asked = later(x) if "first" in cond else torch.ones_like(x[:, :1])
             times = (asked[:, 0, :, ::2, ::2] * times.view(-1, 1, 1, 1)).flatten(1)
         if "condition" in cond:
             mask = x.new_zeros(len(x), config.in_channels - 2 * x.shape[1], *x.shape[2:])
@@ -248,10 +248,3 @@ class Wan(Family):
         if self.task == "image_to_video":
             said["image"] = request.references[0]
         return said
-
-
-def _given(x: Tensor) -> Tensor:
-    """[B, 1, f, h, w]: 0 in the first frame, which is given, 1 elsewhere."""
-    mask = torch.ones_like(x[:, :1])
-    mask[:, :, 0] = 0
-    return mask

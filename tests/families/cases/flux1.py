@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import nn
 from tests.families.case import Rig, Shape
 from tests.families.packed import Packed, picture
 from tests.tiny import build
+from tuner.family import Request
 from tuner.types import Media
 
 
@@ -39,7 +41,7 @@ class Schnell(Flux1):
 
     name = "flux1-schnell"
     quick = False
-    overfit_steps = 200
+    overfit_steps, overfit_lr = 200, 3e-3
 
     def build(self, folder: Path) -> None:
         schedule: dict[str, Any] = {"use_dynamic_shifting": False, "shift": 1.0}
@@ -72,6 +74,9 @@ class Kontext(Flux1):
         pictures = [picture(i, *self.reference) for i in range(len(captions))]
         plain = {"image": pictures, "max_area": shape.width * shape.height, "_auto_resize": False}
         return super().run(pipe, captions, shape, **plain, **settings)
+
+    def request(self, rig: Rig, caption: str, shape: Shape, steps: int) -> Request:
+        return replace(super().request(rig, caption, shape, steps), references=(picture(0, *self.reference),))
 
     def tokens(self, rig: Rig, shape: Shape) -> int:
         rate = rig.family.geometry(rig.source).rate

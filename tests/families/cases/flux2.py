@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from transformers import (
 from tests.families.case import Case, Rig, Shape
 from tests.families.packed import picture
 from tests.tiny import QWEN_VOCAB, index, qwen_tokenizer, save, write
+from tuner.family import Request
 from tuner.types import Media
 
 SPECIAL = [
@@ -163,6 +165,10 @@ class Flux2Edit(Flux2):
         pictures = [picture(i, *size) for i, size in enumerate(self.references)]
         return super().run(pipe, captions, shape, image=pictures, **settings)
 
+    def request(self, rig: Rig, caption: str, shape: Shape, steps: int) -> Request:
+        pictures = tuple(picture(i, *size) for i, size in enumerate(self.references))
+        return replace(super().request(rig, caption, shape, steps), references=pictures)
+
     def tokens(self, rig: Rig, shape: Shape) -> int:
         rate = rig.family.geometry(rig.source).rate
         return super().tokens(rig, shape) + sum((w // rate) * (h // rate) for w, h in self.references)
@@ -174,7 +180,6 @@ class Klein(Flux2):
     name = "flux2-klein"
     options = {"max_tokens": 160}
     settings = {"max_sequence_length": 160}
-    quick = True
     millions, tolerance = 4000.0, 500.0  # "4B" (model card)
     layers = {
         "default": 5 * 8 + 20 * 2,

@@ -2,68 +2,73 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
-from diffusers import AutoencoderKLLTXVideo, LTXPipeline, LTXVideoTransformer3DModel
+from diffusers import (
+    AutoencoderKLLTXVideo,
+    LTXConditionPipeline,
+    LTXImageToVideoPipeline,
+    LTXPipeline,
+    LTXVideoTransformer3DModel,
+)
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+from diffusers.pipelines.ltx import pipeline_ltx_condition
+from PIL import Image
 from torch import Tensor, nn
 
 from tests.families.case import Case, Rig, Shape, smooth
 from tests.tiny import index, save, t5_encoder, t5_tokenizer, write
-from tuner.families._latents import pictures
-from tuner.family import Request
 from tuner.types import Media
-
-SCHEDULE = {
-    "_class_name": "FlowMatchEulerDiscreteScheduler", "base_image_seq_len": 1024, "base_shift": 0.95,
-    "invert_sigmas": False, "max_image_seq_len": 4096, "max_shift": 2.05, "num_train_timesteps": 1000, "shift": 1.0,
-    "shift_terminal": 0.1, "use_dynamic_shifting": True,
-}  # fmt: skip
 
 
 def clip(shape: Shape, n: int) -> Tensor:
-    """[n, 3, F, H, W] of 8-bit values, as pictures have them."""
+    """[n, 3, F, H, W] of 8-bit values; all start with the same frame, since the pipeline takes one picture."""
     pixels = smooth((n, 3, shape.frames, shape.height, shape.width), 4)
+    pixels[:, :, 0] = pixels[0, :, 0]
     return ((pixels + 1) * 127.5).round() / 127.5 - 1
 
 
-def measured(vae: Any) -> nn.Module:
-    """Statistics as measured ones: fresh ones are 0 and 1."""
-    with torch.no_grad():
-        vae.latents_mean.normal_(0, 0.3)
-        vae.latents_std.uniform_(0.5, 1.5)
-    return vae
-
-
-class Generate(Case):
-    """0.9.0, at another frame rate than the model's own."""
+class TextToVideo(Case):
+    """0.9.0 text to video."""
 
     name = family = "ltx"
-    options: dict[str, Any] = {"max_tokens": 32}
-    settings: dict[str, Any] = {"max_sequence_length": 32}
+    options: dict[str, Any] = {"max_tokens": 64}
+    settings: dict[str, Any] = {"max_sequence_length": 64}
     shapes = (Shape(64, 64, 9), Shape(96, 64, 17))
     overfit_shape = Shape(64, 64, 9)
-    overfit_steps, overfit_lr = 150, 5e-3
+    overfit_steps, overfit_lr = 150, 4e-3
     pipeline = "LTXPipeline"
-    # published as 2B; the weights of 0.9.0 are 3.85 GB in bfloat16
-    millions = 1923.385
-    layers = {"default": 28 * 8, "attention+feed-forward": 28 * 10, "all-linear": 28 * 10 + 7}
+    schedule: dict[str, Any] = {
+        "base_image_seq_len": 1024, "base_shift": 0.95, "invert_sigmas": False, "max_image_seq_len": 4096,
+        "max_shift": 2.05, "num_train_timesteps": 1000, "shift": 1.0, "shift_terminal": 0.1,
+        "use_dynamic_shifting": True,
+    }  # fmt: skip
+    samples: dict[str, Any] = {}
+    """What the engine's own samples say to the pipeline beyond its defaults."""
+    millions = 1900.0  # published as 1.9B
+    tolerance = 50.0
+    layers = {"default": 28 * 8, "attention+feed-forward": 28 * 10, "all-linear": 28 * 10 + 5}
+    vae_settings: dict[str, Any] = {}
 
     def build(self, folder: Path) -> None:
         t5_tokenizer(folder / "tokenizer")
         t5_encoder(folder / "text_encoder", 32)
-        save(measured(self.vae()), folder / "vae")
-        sizes = {"num_attention_heads": 4, "attention_head_dim": 16, "cross_attention_dim": 64, "num_layers": 2}
-        save(
-            LTXVideoTransformer3DModel(in_channels=8, out_channels=8, caption_channels=32, **sizes),
-            folder / "transformer",
-        )
-        write(folder / "scheduler" / "scheduler_config.json", SCHEDULE)
-        parts = index(
+        widths = {"block_out_channels": (8, 8, 8, 8), "decoder_block_out_channels": (8, 8, 8, 8)}
+        layers = {"layers_per_block": (1,) * 5, "decoder_layers_per_block": (1,) * 5}
+        vae = AutoencoderKLLTXVideo(latent_channels=8, **widths, **layers, **self.vae_settings)
+        vae.latents_mean.normal_()
+        vae.latents_std.uniform_(0.5, 2.0)
+        save(vae, folder / "vae")
+        sizes = {"num_attention_heads": 4, "attention_head_dim": 16, "num_layers": 2, "cross_attention_dim": 64}
+        network = LTXVideoTransformer3DModel(in_channels=8, out_channels=8, caption_channels=32, **sizes)
+        save(network, folder / "transformer")
+        schedule = {"_class_name": "FlowMatchEulerDiscreteScheduler", **self.schedule}
+        write(folder / "scheduler" / "scheduler_config.json", schedule)
+        whole = index(
             self.pipeline,
             scheduler="diffusers.FlowMatchEulerDiscreteScheduler",
             text_encoder="transformers.T5EncoderModel",
@@ -71,38 +76,44 @@ class Generate(Case):
             transformer="diffusers.LTXVideoTransformer3DModel",
             vae="diffusers.AutoencoderKLLTXVideo",
         )
-        write(folder / "model_index.json", {**parts, "_diffusers_version": "0.32.0.dev0"})
-
-    def vae(self) -> nn.Module:
-        """Of 0.9.0."""
-        sizes = {"block_out_channels": (8, 8, 8, 8), "decoder_block_out_channels": (8, 8, 8, 8)}
-        layers = {"layers_per_block": (1,) * 5, "decoder_layers_per_block": (1,) * 5}
-        return AutoencoderKLLTXVideo(latent_channels=8, **sizes, **layers)
+        write(folder / "model_index.json", {**whole, "_diffusers_version": "0.32.0.dev0"})
 
     def real(self) -> nn.Module:
         return LTXVideoTransformer3DModel()
 
-    def fps(self, rig: Rig) -> float:
-        return 30.0
+    def cells(self, rig: Rig, shape: Shape) -> tuple[int, ...]:
+        return 8, (shape.frames - 1) // 8 + 1, shape.height // 32, shape.width // 32
 
     def media(self, rig: Rig, shape: Shape, n: int) -> Media:
         return Media(clip(shape, n), fps=self.fps(rig))
 
+    def fps(self, rig: Rig) -> float:
+        """Not the family's own: what the network is told must come from the item."""
+        return 12.0
+
     def size(self, shape: Shape) -> dict[str, Any]:
-        return {**super().size(shape), "num_frames": shape.frames, "frame_rate": 30}
+        return {**super().size(shape), "num_frames": shape.frames, "frame_rate": 12}
+
+    def picture(self, shape: Shape) -> Image.Image:
+        """What an image-to-video pipeline is given."""
+        first = clip(shape, 1)[0, :, 0]
+        return Image.fromarray(((first + 1) * 127.5).round().byte().permute(1, 2, 0).numpy())
+
+    def run(self, pipe: Any, captions: Sequence[str], shape: Shape, **settings: Any) -> Any:
+        if self.task == "image_to_video":
+            settings["image"] = [self.picture(shape)] * len(captions)  # this pipeline takes one per prompt
+        return super().run(pipe, captions, shape, **settings)
 
     def pack(self, rig: Rig, x: Tensor) -> Tensor:
         return LTXPipeline._pack_latents(x)
 
     def unpack(self, rig: Rig, x: Tensor, shape: Shape) -> Tensor:
-        _, *cells = self.cells(rig, shape)
-        return LTXPipeline._unpack_latents(x, *cells)
+        return LTXPipeline._unpack_latents(x, *self.cells(rig, shape)[1:])
 
     def round_trip(self, rig: Rig, media: Media) -> Tensor:
         vae = rig.official.vae
-        temb = torch.zeros(1) if vae.config.timestep_conditioning else None
         with torch.no_grad():
-            decoded = vae.decode(vae.encode(media.pixels).latent_dist.mode(), temb).sample
+            decoded = vae.decode(vae.encode(media.pixels).latent_dist.mode(), None).sample
         return rig.official.video_processor.postprocess_video(decoded, output_type="pt")
 
     def tokens(self, rig: Rig, shape: Shape) -> int:
@@ -110,74 +121,91 @@ class Generate(Case):
         return int(torch.tensor(cells).prod())
 
 
-class ImageToVideo(Generate):
-    """0.9.5, whose autoencoder decodes at a time of its own and states its compression, from a first frame."""
+class Mean(DiagonalGaussianDistribution):
+    """The pipeline draws the first frame's latents from the posterior; what we cache is its mean."""
+
+    def sample(self, generator: torch.Generator | None = None) -> Tensor:
+        return self.mode()
+
+
+def on_average(pipe: Any) -> Any:
+    """The same pipeline with that difference."""
+    pipe.set_progress_bar_config(disable=True)
+    encode = pipe.vae.encode
+
+    def mean(x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        out = encode(x, *args, **kwargs)
+        out.latent_dist = Mean(out.latent_dist.parameters)
+        return out
+
+    pipe.vae.encode = mean
+    return pipe
+
+
+class ImageToVideo(TextToVideo):
+    """0.9.0 image to video, from the same weights: the first frame stays clean, its tokens' time is 0."""
 
     name = "ltx-i2v"
     task = "image_to_video"
-    pipeline = "LTXImageToVideoPipeline"
     quick = True
 
-    def vae(self) -> nn.Module:
-        sizes = {"block_out_channels": (8, 8, 16, 32, 32), "decoder_block_out_channels": (8, 16, 32)}
-        layers = {"layers_per_block": (1,) * 5, "decoder_layers_per_block": (1,) * 4}
-        encoder = {"down_block_types": ("LTXVideo095DownBlock3D",) * 4, "spatio_temporal_scaling": (True,) * 4}
-        steps = ("spatial", "temporal", "spatiotemporal", "spatiotemporal")
-        decoder = {"upsample_residual": (True,) * 3, "upsample_factor": (2,) * 3, "timestep_conditioning": True}
-        scaling = {"decoder_spatio_temporal_scaling": (True,) * 3, "decoder_inject_noise": (False,) * 4}
-        ratios = {"spatial_compression_ratio": 32, "temporal_compression_ratio": 8}
-        return AutoencoderKLLTXVideo(
-            latent_channels=8, downsample_type=steps, **sizes, **layers, **encoder, **decoder, **scaling, **ratios
-        )
+    def official(self, folder: Path) -> Any:
+        return on_average(LTXImageToVideoPipeline.from_pretrained(folder))
 
     def run(self, pipe: Any, captions: Sequence[str], shape: Shape, **settings: Any) -> Any:
-        first = pictures(clip(shape, len(captions))[:, :, 0])
-        return super().run(pipe, captions, shape, image=first, **settings)
-
-    def request(self, rig: Rig, caption: str, shape: Shape, steps: int) -> Request:
-        first = pictures(clip(shape, 1)[:, :, 0])
-        return dataclasses.replace(super().request(rig, caption, shape, steps), references=tuple(first))
+        """Given noise holds the first frame already, as this pipeline takes it."""
+        if "latents" in settings:
+            pixels = clip(shape, len(captions))[:, :, :1]
+            with torch.no_grad():
+                z = pipe.vae.encode(pixels).latent_dist.mode()
+            z = LTXPipeline._normalize_latents(z, pipe.vae.latents_mean, pipe.vae.latents_std)
+            first = LTXPipeline._pack_latents(z)
+            settings["latents"] = torch.cat([first, settings["latents"][:, first.shape[1] :]], dim=1)
+        return super().run(pipe, captions, shape, **settings)
 
     def unpack(self, rig: Rig, x: Tensor, shape: Shape) -> Tensor:
-        """The solver is given the frames behind the first."""
-        return torch.cat([torch.zeros_like(x[:, :, :1]), x], dim=2) if x.ndim == 5 else super().unpack(rig, x, shape)
+        """The solver sees the later frames only, unpacked."""
+        if x.ndim == 5:
+            return torch.cat([torch.zeros_like(x[:, :, :1]), x], dim=2)
+        return super().unpack(rig, x, shape)
 
-    @contextmanager
-    def given(self, rig: Rig) -> Iterator[None]:
-        """Random latents begin with the item's first frame: given latents, the pipeline reads no picture."""
-        random = rig.latent
 
-        def latent(shape: Shape, n: int, seed: int = 0) -> Tensor:
-            x = random(shape, n, seed)
-            with torch.no_grad():
-                conds = rig.family.media_cond(rig.parts, self.media(rig, shape, n))
-            return torch.cat([torch.stack([c["first"] for c in conds]), x[:, :, 1:]], dim=2)
+class Condition(TextToVideo):
+    """0.9.5: another pipeline, which places tokens by coordinates; an autoencoder that is told a time."""
 
-        rig.latent = latent  # type: ignore[method-assign]
-        try:
-            yield
-        finally:
-            del rig.latent
+    name = "ltx-0.9.5"
+    pipeline = "LTXConditionPipeline"
+    schedule: dict[str, Any] = {"num_train_timesteps": 1000, "shift": 1.0, "use_dynamic_shifting": False}
+    vae_settings: dict[str, Any] = {
+        "timestep_conditioning": True, "spatial_compression_ratio": 32, "temporal_compression_ratio": 8,
+    }  # fmt: skip
+    samples: dict[str, Any] = {"decode_timestep": 0.05, "decode_noise_scale": 0.025}
 
-    def prove_call_parity(self, rig: Rig, shape: Shape) -> None:
-        with self.given(rig):
-            super().prove_call_parity(rig, shape)
+    def official(self, folder: Path) -> Any:
+        return on_average(LTXConditionPipeline.from_pretrained(folder))
 
-    def prove_answer_parity(self, rig: Rig) -> None:
-        with self.given(rig):
-            super().prove_answer_parity(rig)
+    def run(self, pipe: Any, captions: Sequence[str], shape: Shape, **settings: Any) -> Any:
+        """This pipeline takes no noise; it is given ours where it draws its own."""
+        if self.task == "image_to_video":
+            settings["image"] = self.picture(shape)
+        if "latents" not in settings:
+            return Case.run(self, pipe, captions, shape, **settings)
+        cells = ((shape.frames - 1) // 8 + 1, shape.height // 32, shape.width // 32)
+        noise = LTXPipeline._unpack_latents(settings.pop("latents"), *cells)
+        with patch.object(pipeline_ltx_condition, "randn_tensor", lambda *_, **__: noise.clone()):
+            return Case.run(self, pipe, captions, shape, **{**settings, "output_type": "latent"})
 
-    def prove_known_answer(self, rig: Rig) -> None:
-        """The pipeline draws the first frame from the autoencoder's posterior; here it takes the mean, as we do."""
-        encode = rig.official.vae.encode
+    def round_trip(self, rig: Rig, media: Media) -> Tensor:
+        vae = rig.official.vae
+        with torch.no_grad():
+            decoded = vae.decode(vae.encode(media.pixels).latent_dist.mode(), torch.zeros(1)).sample
+        return rig.official.video_processor.postprocess_video(decoded, output_type="pt")
 
-        def certain(*args: Any, **kwargs: Any) -> Any:
-            out = encode(*args, **kwargs)
-            out.latent_dist.std = torch.zeros_like(out.latent_dist.std)
-            return out
 
-        rig.official.vae.encode = certain
-        try:
-            super().prove_known_answer(rig)
-        finally:
-            del rig.official.vae.encode
+class ConditionedOnImage(Condition):
+    """0.9.5 from a first frame."""
+
+    name = "ltx-0.9.5-i2v"
+    task = "image_to_video"
+    settings: dict[str, Any] = {"max_sequence_length": 64, "image_cond_noise_scale": 0.0}
+    samples: dict[str, Any] = {**Condition.samples, "image_cond_noise_scale": 0.15}

@@ -24,13 +24,17 @@ from transformers import Gemma3Config, Gemma3ForConditionalGeneration, GemmaToke
 from transformers.audio_utils import mel_filter_bank, spectrogram, window_function
 
 from tests.families.case import SHORT, Case, Rig, Shape, smooth
-from tests.families.cases.ltx import SCHEDULE, measured
 from tests.tiny import index, save, write
 from tuner.families._latents import pictures
 from tuner.families.ltx2 import joined, split
 from tuner.family import Request
 from tuner.types import Media, generator
 
+SCHEDULE = {
+    "_class_name": "FlowMatchEulerDiscreteScheduler", "base_image_seq_len": 1024, "base_shift": 0.95,
+    "invert_sigmas": False, "max_image_seq_len": 4096, "max_shift": 2.05, "num_train_timesteps": 1000, "shift": 1.0,
+    "shift_terminal": 0.1, "use_dynamic_shifting": True,
+}  # fmt: skip
 FPS = 19.0  # 9 frames are 11.8 tokens of sound, 17 frames 22.4: rounded up and down
 BINS = 16
 
@@ -40,6 +44,14 @@ def clip(shape: Shape, n: int) -> Tensor:
     pixels = smooth((n, 3, shape.frames, shape.height, shape.width), 4)
     pixels[:, :, 0] = pixels[0, :, 0]
     return ((pixels + 1) * 127.5).round() / 127.5 - 1
+
+
+def measured(vae: Any) -> nn.Module:
+    """Statistics as measured ones: fresh ones are 0 and 1."""
+    with torch.no_grad():
+        vae.latents_mean.normal_(0, 0.3)
+        vae.latents_std.uniform_(0.5, 1.5)
+    return vae
 
 
 def tokenizer(path: Path) -> int:

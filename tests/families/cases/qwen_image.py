@@ -108,7 +108,7 @@ class Edit(QwenImage):
     """Sizes of the pictures to edit from: others than the result's, and than the one to which they are scaled."""
     batch = 1  # its pipeline scales only a single picture for the text encoder
     quick = False
-    overfit_shape = Shape(32, 32)
+    overfit_shape, overfit_steps = Shape(32, 32), 80
 
     def official(self, folder: Path) -> Any:
         pipeline_qwenimage_edit.calculate_dimensions = lambda area, ratio: calculate_dimensions(area // 256, ratio)

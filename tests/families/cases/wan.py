@@ -46,8 +46,8 @@ class Clips(Case):
     """What all of them share: a tiny checkpoint, and a solver whose time is rounded to whole steps for the network."""
 
     family = "wan"
-    options: dict[str, Any] = {"max_tokens": 32}
-    settings: dict[str, Any] = {"max_sequence_length": 32}
+    options: dict[str, Any] = {"max_tokens": 64}
+    settings: dict[str, Any] = {"max_sequence_length": 64}
     shapes = (Shape(32, 32, 5), Shape(48, 32, 9))
     overfit_shape = Shape(32, 32, 5)
     overfit_steps, overfit_lr = 150, 4e-3
@@ -103,6 +103,10 @@ class Clips(Case):
     def seen(self, rig: Rig, call: dict[str, Any], shape: Shape) -> Tensor:
         """A first frame's mask and latents stand behind the noisy channels."""
         return call["hidden_states"][:, : rig.parts["vae"].config.z_dim]
+
+    def picture(self, shape: Shape) -> Image.Image:
+        """What an image-to-video pipeline is given."""
+        return picture(shape)
 
     def media(self, rig: Rig, shape: Shape, n: int) -> Media:
         return Media(clip(shape, n), fps=self.fps(rig))
@@ -211,14 +215,14 @@ class Experts(Clips):
         with self.alone(rig):
             super().prove_known_answer(rig)
 
-    def prove_overfit(self, rig: Rig) -> None:
+    def prove_overfit(self, rig: Rig) -> tuple[float, float]:
         """Each expert is trained on its own range of t only; together they give the item back."""
         low = type(self)()
         low.options = {**self.options, "expert": "low"}
         other, shape = Rig(low, rig.folder), self.overfit_shape
         low.train(other, self.learnable(other, shape), other.cond([SHORT] * self.overfit_batch, shape))
         rig.official.transformer_2.load_state_dict(other.parts.network.state_dict())
-        super().prove_overfit(rig)
+        return super().prove_overfit(rig)
 
     @contextmanager
     def flipped(self, rig: Rig) -> Iterator[None]:
@@ -233,9 +237,9 @@ class LowExpert(Experts):
     """The second."""
 
     name = "wan-2.2-low"
-    options: dict[str, Any] = {"max_tokens": 32, "expert": "low"}
+    options: dict[str, Any] = {"max_tokens": 64, "expert": "low"}
 
-    def prove_overfit(self, rig: Rig) -> None:
+    def prove_overfit(self, rig: Rig) -> tuple[float, float]:
         """Trained below the boundary only, it finishes what an exact first expert began."""
         shape = self.overfit_shape
         z = self.learnable(rig, shape)
@@ -256,6 +260,7 @@ class LowExpert(Experts):
         show(f"{self.name}: overfit cosine {right:.3f}, with the sign flipped {wrong:.3f}")
         assert right >= 0.9
         assert wrong < 0.5
+        return right, wrong
 
 
 class PicturedExperts(Experts):
@@ -267,7 +272,7 @@ class PicturedExperts(Experts):
     network = {"in_channels": 36}
     boundary = 0.9
     flow_shift = 5.0
-    # one caption of 32 tokens would do here, but so are captions of the real length seen with two experts
+    # one caption of 64 tokens would do here, but so are captions of the real length seen with two experts
     options: dict[str, Any] = {}
     settings: dict[str, Any] = {}
 

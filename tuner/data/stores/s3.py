@@ -46,7 +46,7 @@ def _chunk(ref: str, etag: str, start: int, end: int) -> bytes:
     bucket, key = parts(ref)
     store = _store()
     answer = store.call_s3("get_object", Bucket=bucket, Key=key, Range=f"bytes={start}-{end - 1}", IfMatch=f'"{etag}"')
-    data: bytes = sync(store.loop, answer["Body"].read)
+    data: bytes = sync(store.loop, answer["Body"].read)  # pyrefly: ignore[bad-assignment]
     if len(data) != end - start:
         raise ConnectionError(f"{len(data)} of {end - start} bytes arrived")
     return data
