@@ -31,6 +31,7 @@ class Flux(Family):
     """As much of a family as the loop needs, around a transformer of 2 + 3 blocks."""
 
     name, title, modality = "small_flux", "Small Flux", "image"
+    plane = True
     blocks = families.get("flux1").blocks
     objective = Flow()
     channels = 4
@@ -65,6 +66,7 @@ class Unet(Family):
     """The same around a small UNet that predicts noise."""
 
     name, title, modality = "small_unet", "Small UNet", "image"
+    plane = True
     blocks = ()
     objective = Diffusion(
         alphas_cumprod({"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}), snr_gamma=5.0

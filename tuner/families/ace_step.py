@@ -70,7 +70,6 @@ class AceStep(Family):
     reads = frozenset({"lyrics", "seconds"})
     sources = {
         "xl-base": "ACE-Step/acestep-v15-xl-base-diffusers",
-        "xl-sft": "ACE-Step/acestep-v15-xl-sft-diffusers",
         "xl-turbo": "ACE-Step/acestep-v15-xl-turbo-diffusers",
     }
     guidance = 7.0
@@ -125,7 +124,7 @@ class AceStep(Family):
     def _condition(self, pipe: Any, prompt: Prompt) -> Tensor:
         encoder = pipe.condition_encoder
         if not prompt.text:
-            return encoder.null_condition_emb[0]
+            return encoder.null_condition_emb[0].clone()  # entries of a cache own their memory
         text, metas = described(prompt.text)
         length = len(pipe.tokenizer(prompt.lyrics).input_ids)
         if length + 16 > LYRIC_TOKENS:
@@ -146,9 +145,11 @@ class AceStep(Family):
         return embeds[0]
 
     def encode_media(self, parts: Parts, media: Media) -> Tensor:
-        """[B, C, T]: the posterior's mean, as it is."""
+        """[B, C, T]: the posterior's mean, as it is; long sounds are encoded in overlapping parts, one by one."""
         assert media.sound is not None
         vae = parts["vae"]
+        vae.enable_tiling()
+        vae.enable_slicing()
         return vae.encode(media.sound.to(vae.dtype)).latent_dist.mode()
 
     def media_cond(self, parts: Parts, media: Media) -> list[Cond]:

@@ -108,13 +108,13 @@ class AceStep(Case):
         return sound / sound.abs().max() * 10 ** (-1 / 20)
 
     def tokens(self, rig: Rig, shape: Shape) -> int:
-        return -(-self.cells(rig, shape)[-1] // rig.denoiser.config.patch_size)
+        return -(-self.cells(rig, shape)[-1] // rig.source.config("transformer")["patch_size"])
 
     def prove_batch(self, rig: Rig) -> None:
         """Pads are hidden once the network is ready to be trained, also from the second run of a block in backward."""
         rig.family.ready(rig.parts.network)
         super().prove_batch(rig)
-        shape, network = self.shapes[0], rig.parts.network
+        shape, network = self.shapes[0], rig.parts["transformer"]
         cond, x, t = rig.cond(["a red photo", LONG], shape), rig.latent(shape, 2, 3), torch.tensor([0.3, 0.8])
         pads = (cond["embeds"] == 0).all(-1)
         assert pads.any()
