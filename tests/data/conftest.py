@@ -18,7 +18,6 @@ from tuner.family import Family, Geometry
 from tuner.recipe import DataSet, MediaSpec
 from tuner.types import Parts
 
-
 GEOMETRY = Geometry(multiple=16, rate=8)
 
 
