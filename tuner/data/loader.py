@@ -42,15 +42,13 @@ class Loader:
         The same for any number of workers. Errors of a thread or worker are raised here. Close the iterator (or let
         it go) to end them.
         """
-        if self.workers:
-            yield from ahead(_Steps(self, start), self.workers)
-            return
+        made = ahead(_Steps(self, start), self.workers) if self.workers else map(self.step, itertools.count(start))
+        ready = next(made)  # here, not in the thread: processes are best begun where no other thread computes
         with ThreadPoolExecutor(1, thread_name_prefix="loader") as pool:
-            coming = pool.submit(self.step, start)
-            for k in itertools.count(start + 1):
-                ready = coming.result()
-                coming = pool.submit(self.step, k)
+            while True:
+                coming = pool.submit(next, made)
                 yield ready
+                ready = coming.result()
 
     def step(self, k: int) -> list[Batch]:
         """This rank's micro-batches of step k (from 0)."""

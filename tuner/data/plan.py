@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from ..errors import Problem
 from ..family import Framing, Geometry
@@ -202,7 +204,6 @@ class _Piece:
         self.made, self.media, self.geometry, self.dataset, self.kind = made, media, geometry, dataset, kind
         mine = (index.numbers("dataset") == dataset) & (index.numbers("kind") == KINDS.index(kind))
         self.rows = np.flatnonzero(mine)
-        self._sizes: dict[tuple[int, int, int], tuple[int, int]] = {}
 
     def plan(self, edges: Sequence[int]) -> list[_Part]:
         """One part per resolution."""
@@ -327,31 +328,34 @@ class _Piece:
     def _referring(self, part: _Part, edge: int) -> _Part:
         """Put the sizes of reference pictures into the buckets, so that a batch has one size in each place."""
         column = self.made.index.table.column("references")
-        given = column.take(part.rows).to_pylist() if column.null_count < len(column) else []
-        if not any(given):
+        lengths = pc.fill_null(pc.list_value_length(column), 0).to_numpy()[part.rows]
+        if not lengths.any():
             return part
-        ids: dict[tuple[int, int, tuple], int] = {}
-        extra = []
-        for references, old in zip(given, part.extra, strict=True):
-            frames, samples, _ = part.extras[old]
-            sizes = tuple(self._size_of(r["width"], r["height"], edge) for r in references or ())
-            extra.append(ids.setdefault((frames, samples, sizes), len(ids)))
-        part.extra, part.extras = np.array(extra, np.int64), list(ids)
+        flat = pc.list_flatten(column.take(pa.array(part.rows))).combine_chunks()
+        own = np.stack([flat.field(name).to_numpy() for name in ("width", "height")], 1)
+        originals, place = np.unique(own, axis=0, return_inverse=True)
+        sizes = [self._size_of(width, height, edge) for width, height in originals.tolist()]
+        names = list(dict.fromkeys(sizes))
+        slots = np.full((len(lengths), lengths.max()), -1)
+        slots[np.arange(slots.shape[1]) < lengths[:, None]] = np.array([names.index(s) for s in sizes])[place.ravel()]
+        kinds, extra = np.unique(np.column_stack([part.extra, slots]), axis=0, return_inverse=True)
+        part.extra = extra.ravel()
+        part.extras = [
+            (*part.extras[old][:2], tuple(names[s] for s in rest if s >= 0)) for old, *rest in kinds.tolist()
+        ]
         return part
 
     def _size_of(self, width: int, height: int, edge: int) -> tuple[int, int]:
         """The size of a reference picture; one that is small keeps about its own, whatever becomes of small items."""
-        if (width, height, edge) not in self._sizes:
-            multiple, media = self.geometry.multiple, self.media
-            if media.small != "enlarge":
-                media = media.model_copy(update={"small": "own"})
-            one = np.array([width]), np.array([height])
-            size, own = sized(*one, edge, media, multiple)
-            if not own[0] and media.fit == "exact":
-                size, own = sized(*one, edge, media.model_copy(update={"fit": "area"}), multiple)
-            across, down = size[0].tolist() if own[0] else (multiple, multiple)
-            self._sizes[width, height, edge] = across, down
-        return self._sizes[width, height, edge]
+        multiple, media = self.geometry.multiple, self.media
+        if media.small != "enlarge":
+            media = media.model_copy(update={"small": "own"})
+        one = np.array([width]), np.array([height])
+        size, own = sized(*one, edge, media, multiple)
+        if not own[0] and media.fit == "exact":
+            size, own = sized(*one, edge, media.model_copy(update={"fit": "area"}), multiple)
+        across, down = size[0].tolist() if own[0] else (multiple, multiple)
+        return across, down
 
 
 def _share(digests: np.ndarray, edge: int) -> np.ndarray:
