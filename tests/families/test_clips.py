@@ -36,12 +36,8 @@ Checkpoint = Callable[[Case], Path]
 def test_samples_from_cached_text_are_the_pipeline_s_own(name: str, guidance: float, checkpoint: Checkpoint) -> None:
     case = CASES[name]
     rig, shape = Rig(case, checkpoint(case)), case.shapes[1]
-    said: dict[str, Any] = {"guidance_scale": guidance}
-    if hasattr(rig.official, "guider"):
-        rig.official.guider = rig.official.guider.new(guidance_scale=guidance)
-        said = {}
+    said: dict[str, Any] = {"guidance_scale": guidance, **getattr(case, "samples", {})}
     rig.official.vae = rig.parts["vae"]  # as it is loaded, whatever the case changed about it
-    said |= getattr(case, "samples", {})
     drawn = {"num_inference_steps": 3, "generator": generator(5), "output_type": "pil"}
     theirs = case.run(rig.official, [LONG], shape, negative_prompt=[NEGATIVE], **drawn, **said).frames[0]
     media = case.media(rig, shape, 1)

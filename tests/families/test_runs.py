@@ -149,6 +149,9 @@ def test_recipe(
             chosen += [f"media.frames={shape.frames}"] + (
                 [f"validate.frames={shape.frames}"] if "validate" in raw else []
             )
+        if "max_tokens" in case.options and "max_tokens" not in raw.get("options", {}):
+            # a tiny tokenizer makes a token of every byte, also of the pipeline's own template
+            chosen += [f"options.max_tokens={case.options['max_tokens']}"]
         codes.append(main(["check", str(path), *chosen]))
         reports.append(json.loads(capsys.readouterr().out))
         if codes[-1] == 0:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from transformers import (
 
 from tests.families.case import LONG, SHORT, Case, Rig, Shape, smooth
 from tests.tiny import QWEN_CHAT, QWEN_SPECIAL, index, save, write
+from tuner.family import Request
 from tuner.types import Media, Prompt
 
 # Qwen's own way to cut text into words
@@ -147,7 +149,6 @@ class TextToVideo(Case):
         pipe = super().official(folder)
         pipe.tokenizer_max_length = self.options["max_tokens"]
         pipe.vae.enable_slicing()  # its attention fails on two clips at a time
-        pipe.guider = pipe.guider.new(guidance_scale=1.0)
         return pipe
 
     def cells(self, rig: Rig, shape: Shape) -> tuple[int, ...]:
@@ -163,6 +164,8 @@ class TextToVideo(Case):
         return {**super().size(shape), "num_frames": shape.frames}
 
     def run(self, pipe: Any, captions: Sequence[str], shape: Shape, **settings: Any) -> Any:
+        """How strongly it is guided is a setting of the pipeline's guider, not of its call."""
+        pipe.guider = pipe.guider.new(guidance_scale=settings.pop("guidance_scale", 1.0))
         return super().run(pipe, [said(c) for c in captions], shape, **settings)
 
     def seen(self, rig: Rig, call: dict[str, Any], shape: Shape) -> Tensor:
@@ -201,7 +204,13 @@ class ImageToVideo(TextToVideo):
             "feature_extractor": "transformers.SiglipImageProcessor",
         }
 
-    def size(self, shape: Shape) -> dict[str, Any]:
+    def picture(self, shape: Shape) -> Image.Image:
+        """What the pipeline is given."""
         first = clip(shape, 1)[0, :, 0]
-        image = Image.fromarray(((first + 1) * 127.5).round().byte().permute(1, 2, 0).numpy())
-        return {"image": image, "num_frames": shape.frames, "output_type": "pt"}
+        return Image.fromarray(((first + 1) * 127.5).round().byte().permute(1, 2, 0).numpy())
+
+    def size(self, shape: Shape) -> dict[str, Any]:
+        return {"image": self.picture(shape), "num_frames": shape.frames, "output_type": "pt"}
+
+    def request(self, rig: Rig, caption: str, shape: Shape, steps: int) -> Request:
+        return replace(super().request(rig, caption, shape, steps), references=(self.picture(shape),))

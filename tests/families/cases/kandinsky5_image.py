@@ -132,6 +132,9 @@ class Edit(Kandinsky5Image):
     pipeline = "Kandinsky5I2IPipeline"
     module = pipeline_kandinsky_i2i
     visual_cond = True
+    # a caption gets what a picture of 1 MP leaves, and the template alone is 182 tokens here
+    options: dict[str, Any] = {"max_tokens": 700}
+    settings: dict[str, Any] = {"max_sequence_length": 700}
     overfit_lr = 4e-3
 
     def references(self, n: int) -> tuple[Tensor, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 
 from tests.families.case import Case, Rig, Shape, smooth
 from tests.tiny import index, save, t5_encoder, t5_tokenizer, write
+from tuner.family import Request
 from tuner.types import Media
 
 
@@ -103,6 +105,15 @@ class TextToVideo(Case):
         if self.task == "image_to_video":
             settings["image"] = [self.picture(shape)] * len(captions)  # this pipeline takes one per prompt
         return super().run(pipe, captions, shape, **settings)
+
+    def request(self, rig: Rig, caption: str, shape: Shape, steps: int) -> Request:
+        pictures = (self.picture(shape),) if self.task == "image_to_video" else ()
+        return replace(super().request(rig, caption, shape, steps), references=pictures)
+
+    def pictured(self, rig: Rig, caption: str, shape: Shape, **settings: Any) -> Tensor:
+        """With the autoencoder as it is loaded, and what the engine's own samples say."""
+        with patch.object(rig.official, "vae", rig.parts["vae"]):
+            return super().pictured(rig, caption, shape, **self.samples, **settings)
 
     def pack(self, rig: Rig, x: Tensor) -> Tensor:
         return LTXPipeline._pack_latents(x)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel, 
 
 from tests.families.case import SHORT, Case, Recorder, Rig, Shape, cosine, implied_noise, show, smooth
 from tests.tiny import T5_VOCAB, index, save, t5_tokenizer, write
+from tuner.family import Request
 from tuner.types import Media
 
 UNIPC = {
@@ -118,6 +120,10 @@ class Clips(Case):
         if self.task == "image_to_video":
             settings["image"] = picture(shape)
         return super().run(pipe, captions, shape, **settings)
+
+    def request(self, rig: Rig, caption: str, shape: Shape, steps: int) -> Request:
+        pictures = (picture(shape),) if self.task == "image_to_video" else ()
+        return replace(super().request(rig, caption, shape, steps), references=pictures)
 
     def round_trip(self, rig: Rig, media: Media) -> Tensor:
         vae = rig.official.vae
