@@ -136,14 +136,20 @@ class Source:
     def fingerprint(self, *parts: str) -> str:
         """A hash over the bytes of these components and the pipeline's class, which may decide how they are called:
         what a cache entry made with them depends on."""
-        digest = hashlib.sha256(self.pipeline.encode())
         for part in parts:
             self._want(part)
-            for path in sorted(p for p in (self.folder / part).rglob("*") if p.is_file()):
-                digest.update(f"{part}/{path.relative_to(self.folder / part)}".encode() + _file_hash(path).encode())
-            if (path := self.folder / f"{part}.safetensors").is_file():
-                digest.update(f"{part}.safetensors".encode() + _file_hash(path).encode())
-        return digest.hexdigest()
+        return hashlib.sha256(f"{self.pipeline} {contents(self.folder, *parts)}".encode()).hexdigest()
+
+
+def contents(folder: Path, *parts: str) -> str:
+    """A hash over the names and bytes of these components of a folder, wherever it lies; large files are read once."""
+    digest = hashlib.sha256()
+    for part in parts:
+        for path in sorted(p for p in (folder / part).rglob("*") if p.is_file()):
+            digest.update(f"{part}/{path.relative_to(folder / part)}".encode() + _file_hash(path).encode())
+        if (path := folder / f"{part}.safetensors").is_file():
+            digest.update(f"{part}.safetensors".encode() + _file_hash(path).encode())
+    return digest.hexdigest()
 
 
 def _module(library: str) -> Any:

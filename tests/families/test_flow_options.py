@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +19,14 @@ from torch import Tensor
 from tests import tiny
 from tests.families.case import LONG, SHORT, Case, Recorder, Rig, Shape, generator
 from tests.families.cases import all_cases
-from tests.families.cases.omnigen import Edit
+from tests.families.cases.omnigen import Edit, averaged
 from tuner import adapters, extensions, families, sample
 from tuner.blocks import on_input
 from tuner.errors import UserError
 from tuner.extension import Context, Stack
 from tuner.families import cosmos2, hidream, omnigen
 from tuner.family import Request
-from tuner.recipe import FullSpec, LoraSpec, TrainSpec
+from tuner.recipe import FullSpec, LoraSpec, Recipe, TrainSpec
 from tuner.source import Source
 from tuner.types import Batch, Cond, Prompt
 
@@ -82,19 +83,11 @@ def test_samples_from_cached_text_are_the_pipelines(name: str, checkpoint: Check
     official = run(rig.case, rig.official, [SHORT], shape, **more, **told, generator=generator(5)).images[0]
     pictures = tuple(rig.case.pictures(1)[0]) if isinstance(rig.case, Edit) else ()
     request = Request(cond, empty if wanted else None, 96, 64, 3, strength, 5, references=pictures)
-    if pictures:
-        rig.family.pipe = lambda parts: mean_of(type(rig.family).pipe(rig.family, parts))  # type: ignore[method-assign]
-    drawn = sample.draw(rig.family, rig.parts, request)
+    with averaged(rig.family) if pictures else nullcontext():
+        drawn = sample.draw(rig.family, rig.parts, request)
     assert drawn.image.size == (96, 64)
     assert np.asarray(official).std() > 5, "a flat picture proves nothing"
     assert np.abs(np.asarray(drawn.image).astype(int) - np.asarray(official).astype(int)).max() <= 1
-
-
-def mean_of(pipe: Any) -> Any:
-    """The pipeline with references encoded to the mean of their posterior, from which it draws otherwise."""
-    scale = pipe.vae.config.scaling_factor
-    pipe.encode_input_images = lambda pictures, **_: [pipe.vae.encode(p).latent_dist.mode() * scale for p in pictures]
-    return pipe
 
 
 @pytest.mark.parametrize("name", ["sana", "sana-1.0", "lumina2", "lumina2-told", "cosmos2", "hidream"])
@@ -290,10 +283,24 @@ def test_omnigen_wants_tokens_of_16_pixels(checkpoint: Checkpoint, tmp_path: Pat
 
 
 def test_cosmos2_says_that_its_guardrail_is_missing(checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = checkpoint(CASES["cosmos2"])
+    """Only where samples are drawn, and checked; a sample that is drawn all the same is refused."""
+    folder, cls = str(checkpoint(CASES["cosmos2"])), families.get("cosmos2")
+    common: dict[str, Any] = {"family": "cosmos2", "source": folder, "data": [{"path": "own"}]}
+    drawn = Recipe(**common, validate={"prompts": [SHORT]})
+    plain = (Recipe(**common), Recipe(**common, validate={"prompts": []}))
     monkeypatch.setattr(cosmos2, "is_cosmos_guardrail_available", lambda: False)
-    assert "pip install cosmos_guardrail" in refusal("cosmos2", folder)
-    families.get("cosmos2")(families.get("cosmos2").Options(unchecked=True)).accept(Source(str(folder), {}))
+    cosmos2.guardrail.cache_clear()
+    checked, unchecked = cls(), cls(cls.Options(unchecked=True))
+    checked.accept(Source(folder, {}))
+    assert "pip install cosmos_guardrail" in (checked.refuses(drawn) or "")
+    assert [checked.refuses(r) for r in plain] == [None, None]
+    assert unchecked.refuses(drawn) is None
+    rig = Rig(CASES["cosmos2"], Path(folder))
+    (cond,) = encoded(rig, SHORT)
+    with pytest.raises(UserError, match="pip install cosmos_guardrail"):
+        sample.draw(checked, rig.parts, Request(cond, None, 64, 64, 2, 1.0, 0))
+    monkeypatch.setattr(cosmos2, "is_cosmos_guardrail_available", lambda: True)
+    assert checked.refuses(drawn) is None
 
 
 def test_cosmos2_samples_pass_the_guardrail(checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -351,7 +358,7 @@ def test_hidream_reads_llama_from_elsewhere(
     with pytest.raises(UserError, match="Llama text encoder could not be loaded"):
         cls(cls.Options(llama=str(tmp_path))).load(Source(str(without), {}), cls.text_parts, torch.float32)
     keys = [cls(cls.Options(llama=str(llama))).encode_settings()]
-    moved = shutil.copytree(llama, tmp_path / "elsewhere" / "llama")
+    moved = shutil.copytree(llama, tmp_path / "elsewhere" / "another")
     keys.append(cls(cls.Options(llama=str(moved))).encode_settings())
     (moved / "config.json").write_text((moved / "config.json").read_text() + "\n")
     keys.append(cls(cls.Options(llama=str(moved))).encode_settings())
@@ -435,6 +442,21 @@ def test_omnigen_captions_name_their_pictures() -> None:
     for text, count in ((own, 1), (f"only {first}", 2), (first, 0), ("<|image_1|> bare", 1)):
         with pytest.raises(UserError, match="reference pictures"):
             omnigen.tagged(text, count)
+
+
+def test_omnigen_negative_prompt_is_without_pictures(checkpoint: Checkpoint) -> None:
+    """A run encodes it beside the references of its samples; what the pipeline gets is the words, or its own."""
+    rig = Rig(CASES["omnigen-edit"], checkpoint(CASES["omnigen-edit"]))
+    with torch.no_grad():
+        media = rig.case.media(rig, Shape(), 1)
+        empty, own = (
+            rig.family.encode_text(rig.parts, rig.case.prompts(rig, [c], media, Shape()))[0]
+            for c in ("", "a blurry dog")
+        )
+    for negative, words in ((empty, ""), (own, "a blurry dog")):
+        pipe = rig.family.pipe(rig.parts)
+        rig.family.prepare(pipe, Request(own, negative, 64, 64, 1, 2.0, 0))
+        assert pipe.multimodal_processor.negative == words
 
 
 def test_omnigen_negative_prompt_reaches_the_network(checkpoint: Checkpoint) -> None:

@@ -66,7 +66,7 @@ def small(case: Case, folder: Path, source: Path) -> dict[str, Any]:
     if modality != "audio":
         validate |= {"size": [shape.width, shape.height]}
     return {
-        "family": case.family, "task": case.task, "source": str(source), "options": case.options,
+        "family": case.family, "task": case.task, "source": str(source), "options": case.chosen(source),
         "adapter": {"rank": 2}, "data": data(folder, modality, case.task, shape), "media": media, "validate": validate,
         "train": {"steps": 2, "batch": 2, "precision": "fp32", "threads": 1}, "save": {"every": 1},
     }  # fmt: skip
@@ -138,6 +138,8 @@ def test_recipe(
         settings = small(case, folder, checkpoint(case))
         shape = case.shapes[0]
         chosen = [f"source={settings['source']}", f"data.0.path={settings['data'][0]['path']}"]
+        beside = {k: v for k, v in settings["options"].items() if k not in case.options}
+        chosen += [f"options.{k}={v}" for k, v in beside.items()]
         if "reference" in settings["data"][0]:
             chosen.append(f"data.0.reference={settings['data'][0]['reference']}")
         if recipes_modality(case) == "audio":

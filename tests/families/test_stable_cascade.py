@@ -11,11 +11,16 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from tests.families.case import Case, Rig, generator
 from tests.families.cases import all_cases
+from tests.families.test_runs import small
 from tuner import families
+from tuner import recipe as recipes
+from tuner.__main__ import main
 from tuner.errors import UserError
+from tuner.families import stable_cascade
 from tuner.objective import Cosine
 from tuner.source import Source
 from tuner.types import Media, Noised
@@ -106,6 +111,36 @@ def test_the_halves_are_told_apart(folder: Path) -> None:
 def test_a_missing_second_half_names_its_option(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=re.escape("options.decoder")):
         family_of(tmp_path / "nowhere").load(Source(str(folder), {}), ("decoder",), torch.float32)
+
+
+def asked(source: str, prompts: list[str] | None) -> recipes.Recipe:
+    drawn = {} if prompts is None else {"validate": {"prompts": prompts}}
+    return recipes.Recipe(family="stable_cascade", source=source, data=[{"path": "own"}], **drawn)
+
+
+def test_samples_of_a_local_model_want_a_second_half_that_is_named(folder: Path) -> None:
+    """Said by `check`, before anything is fetched; the Hub's own model, and runs without samples, go on as they are."""
+    unnamed, named = families.get("stable_cascade")(), family_of(folder / "second")
+    said = unnamed.refuses(asked(str(folder), ["a red photo"]))
+    assert said is not None
+    assert "set options.decoder to their folder" in said
+    assert named.refuses(asked(str(folder), ["a red photo"])) is None
+    for source, prompts in (("stage-c", ["a red photo"]), (str(folder), []), (str(folder), None)):
+        assert unnamed.refuses(asked(source, prompts)) is None
+
+
+def test_check_says_that_the_second_half_is_not_named(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TUNER_HOME", str(tmp_path / "home"))
+    file, settings = tmp_path / "r.yaml", small(all_cases()["stable_cascade"], tmp_path, folder)
+    found = []
+    for options in ({}, settings["options"]):
+        file.write_text(yaml.safe_dump({**settings, "options": options}), encoding="utf-8")
+        code = main(["check", str(file)])
+        report = json.loads(capsys.readouterr().out)
+        found.append((code, [p["text"] for p in report["problems"] if p["level"] == "error"]))
+    assert found == [(1, [stable_cascade.MISSING]), (0, [])]
 
 
 def test_another_schedule_is_refused(folder: Path, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from ..errors import UserError
 from ..family import Family, Geometry, Options, Request, register
 from ..objective import Objective
 from ..recipe import LogitNormal, setting
-from ..source import Source
+from ..source import Source, contents
 from ..types import Cond, Parts, Prompt
 from . import _flow
 from ._latents import halvings
@@ -160,7 +160,7 @@ class HiDream(Family):
         """See `Family.encode_settings`; a Llama in a folder is known by its files, not by the folder's name."""
         llama: Any = self.options.llama
         if llama is not None and (folder := Path(llama).expanduser()).is_dir():
-            llama = _contents(folder)
+            llama = contents(folder, ".")
         return {"llama": llama, "max_tokens": self.options.max_tokens}
 
     def collate(self, conds: Sequence[Cond]) -> Cond:
@@ -247,10 +247,3 @@ class HiDream(Family):
         if request.negative is None:
             return {**text(request.cond, ""), "guidance_scale": 1.0}
         return {**text(request.cond, ""), **text(request.negative, "negative_"), "guidance_scale": request.guidance}
-
-
-def _contents(folder: Path) -> str:
-    """What a folder of weights holds, read once per file state."""
-    known = Source.__new__(Source)
-    known.folder = folder.parent
-    return known.fingerprint(folder.name)

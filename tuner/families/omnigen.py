@@ -174,9 +174,13 @@ class OmniGen(Family):
         )[0]
 
     def prepare(self, pipe: Any, request: Request) -> None:
-        """See `Family.prepare`; without a negative prompt of the user's the pipeline's own is used."""
+        """See `Family.prepare`; without a negative prompt of the user's the pipeline's own is used.
+
+        Its pictures are left out: the pipeline shows the negative prompt none.
+        """
         if request.negative is not None:
-            pipe.multimodal_processor.negative = _words(request.negative)
+            words = re.sub(TAG.replace("|", r"\|").format(r"\d+"), "", _words(request.negative))
+            pipe.multimodal_processor.negative = words.strip()
 
     def call(self, parts: Parts, request: Request) -> dict[str, Any]:
         """See `Family.call`; references keep their size, up to the pipeline's usual limit of 1024."""

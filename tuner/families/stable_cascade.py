@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -22,8 +23,8 @@ from ..errors import UserError
 from ..family import Family, Geometry, Options, Request, register
 from ..libraries import diffusers
 from ..objective import Cosine, Objective
-from ..recipe import Uniform, setting
-from ..source import Source
+from ..recipe import Recipe, Uniform, setting
+from ..source import Source, contents
 from ..types import Cond, Media, Parts, Prompt
 from . import _ddpm
 
@@ -32,6 +33,10 @@ SECOND = {"decoder": "decoder", "vqgan": "vqgan", "decoder_scheduler": "schedule
 """Our names of the parts of stages B and A → their names in their own model folder."""
 PER_CELL = 42.67
 """Pixels of the finished picture per cell of stage C, where the model index does not say."""
+MISSING = (
+    "source is a folder with stage C of Stable Cascade, but options.decoder is not set, and samples need stages B and "
+    "A; set options.decoder to their folder, or to stabilityai/stable-cascade to fetch them, or remove `validate`."
+)
 
 ATTENTION = r".*\.attention\.(to_q|to_k|to_v|to_out\.0)"
 FEED_FORWARD = r".*\.channelwise\.(0|4)"
@@ -89,6 +94,12 @@ class StableCascade(Family):
             )
         super().accept(source)
 
+    def refuses(self, recipe: Recipe) -> str | None:
+        """See `Family.refuses`; a run from a local folder does not fetch the second half unless it is told to."""
+        drawn = recipe.validation is not None and recipe.validation.prompts
+        here = Path(recipe.source).expanduser().is_dir()
+        return MISSING if drawn and here and "decoder" not in self.options.model_fields_set else None
+
     # -- the second half ---------------------------------------------------------------------------------------------
 
     def second(self) -> Source:
@@ -109,8 +120,9 @@ class StableCascade(Family):
         )
 
     def fingerprint(self, source: Source) -> str:
-        """See `Family.fingerprint`."""
-        return f"{self.holder(source).fingerprint(ENCODER)} {source.index.get('resolution_multiple', PER_CELL)}"
+        """See `Family.fingerprint`; which of the two folders has the encoder is of no consequence."""
+        per = source.index.get("resolution_multiple", PER_CELL)
+        return f"{contents(self.holder(source).folder, ENCODER)} {per}"
 
     def load(self, source: Source, parts: Sequence[str], dtype: torch.dtype) -> Parts:
         """See `Family.load`; the encoder is small and stays in float32, since its errors would be trained."""

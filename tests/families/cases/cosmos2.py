@@ -12,7 +12,7 @@ from diffusers import AutoencoderKLWan, ConfigMixin, CosmosTransformer3DModel, D
 from torch import Tensor, nn
 
 from tests import tiny
-from tests.families.case import Case, Media, Rig, Shape
+from tests.families.case import Case, Media, Request, Rig, Shape
 
 SIGMA_MAX = 80.0
 
@@ -97,15 +97,26 @@ class Cosmos2(Case):
         pipe.set_progress_bar_config(disable=True)
         return pipe
 
+    def size(self, shape: Shape) -> dict[str, Any]:
+        return {**super().size(shape), "output_type": "latent"}
+
     def run(self, pipe: Any, captions: Sequence[str], shape: Shape, **settings: Any) -> Any:
         """Decoded here as there, but for the way through 8 bits, rounded down, that the guardrail's place costs."""
-        out = super().run(pipe, captions, shape, **{"output_type": "latent", **settings})
-        config = pipe.vae.config
-        std, mean = (torch.tensor(v)[:, None, None, None] for v in (config.latents_std, config.latents_mean))
-        with torch.no_grad():
-            video = pipe.vae.decode(out.images[:, :, None] * std + mean).sample
-        out.images = pipe.video_processor.postprocess_video(video, output_type="pt")[:, 0]
+        out = super().run(pipe, captions, shape, **settings)
+        out.images = self.decoded(pipe, pipe.vae, out.images)
         return out
+
+    def decoded(self, pipe: Any, vae: Any, latents: Tensor) -> Tensor:
+        std, mean = (torch.tensor(v)[:, None, None, None] for v in (vae.config.latents_std, vae.config.latents_mean))
+        with torch.no_grad():
+            video = vae.decode(latents[:, :, None] * std + mean).sample
+        return pipe.video_processor.postprocess_video(video, output_type="pt")[:, 0]
+
+    def guided(self, rig: Rig) -> dict[str, Any]:
+        return {**super().guided(rig), "negative_prompt": ""}  # its own is a long one
+
+    def drawn_from_cache(self, rig: Rig, request: Request) -> Tensor:
+        return self.decoded(rig.official, rig.parts["vae"], super().drawn_from_cache(rig, request))
 
     def cells(self, rig: Rig, shape: Shape) -> tuple[int, ...]:
         return rig.parts["vae"].config.z_dim, shape.height // 8, shape.width // 8

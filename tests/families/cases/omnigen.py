@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ from torchvision.transforms.functional import to_pil_image
 from transformers import LlamaTokenizer
 
 from tests import tiny
-from tests.families.case import LONG, SHORT, Case, Media, Recorder, Rig, Shape, assert_same, smooth
+from tests.families.case import LONG, SHORT, Case, Media, Recorder, Request, Rig, Shape, assert_same, smooth
 
 
 def tokenizer(path: Path) -> int:
@@ -140,13 +142,7 @@ class Edit(OmniGen):
         return Media(super().media(rig, shape, n).pixels, references=self.references(n))
 
     def official(self, folder: Path) -> Any:
-        pipe = super().official(folder)
-
-        def mean(pictures: list[Tensor], device: Any = None, dtype: Any = None) -> list[Tensor]:
-            return [pipe.vae.encode(p).latent_dist.mode() * pipe.vae.config.scaling_factor for p in pictures]
-
-        pipe.encode_input_images = mean  # the pipeline draws from the posterior, the cache holds its mean
-        return pipe
+        return averaging(super().official(folder))
 
     def pictures(self, n: int) -> list[list[Any]]:
         """The same as PIL pictures, both of every item."""
@@ -156,3 +152,33 @@ class Edit(OmniGen):
     def run(self, pipe: Any, captions: Sequence[str], shape: Shape, **settings: Any) -> Any:
         told = ["<img><|image_1|></img> <img><|image_2|></img> " + c for c in captions]
         return super().run(pipe, told, shape, input_images=self.pictures(len(captions)), **settings)
+
+    def guided(self, rig: Rig) -> dict[str, Any]:
+        return {**super().guided(rig), "img_guidance_scale": 1.6}  # its own default
+
+    def request(self, rig: Rig, caption: str, shape: Shape, steps: int) -> Request:
+        return replace(super().request(rig, caption, shape, steps), references=tuple(self.pictures(1)[0]))
+
+    def drawn_from_cache(self, rig: Rig, request: Request) -> Tensor:
+        with averaged(rig.family):
+            return super().drawn_from_cache(rig, request)
+
+
+def averaging(pipe: Any) -> Any:
+    """The pipeline draws references from their posterior; here it takes the mean, as the cache holds it."""
+
+    def mean(pictures: list[Tensor], device: Any = None, dtype: Any = None) -> list[Tensor]:
+        return [pipe.vae.encode(p).latent_dist.mode() * pipe.vae.config.scaling_factor for p in pictures]
+
+    pipe.encode_input_images = mean
+    return pipe
+
+
+@contextmanager
+def averaged(family: Any) -> Iterator[None]:
+    """The same for every pipeline that the family makes."""
+    family.pipe = lambda parts: averaging(type(family).pipe(family, parts))
+    try:
+        yield
+    finally:
+        del family.pipe
