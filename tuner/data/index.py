@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from pyarrow import parquet
 
 from ..errors import Problem
@@ -112,7 +111,8 @@ class Index:
 
     def texts(self) -> list[str]:
         """Every caption once, in order of the alphabet."""
-        return sorted(pc.unique(pc.list_flatten(self.table.column("captions"))).to_pylist())
+        flat = [chunk.flatten() for chunk in self.table.column("captions").chunks]
+        return sorted(pa.chunked_array(flat, pa.string()).unique().to_pylist())
 
     @property
     def items(self) -> Sequence[Item]:

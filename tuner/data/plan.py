@@ -328,10 +328,10 @@ class _Piece:
     def _referring(self, part: _Part, edge: int) -> _Part:
         """Put the sizes of reference pictures into the buckets, so that a batch has one size in each place."""
         column = self.made.index.table.column("references")
-        lengths = pc.fill_null(pc.list_value_length(column), 0).to_numpy()[part.rows]
+        lengths = pc.call_function("list_value_length", [column]).fill_null(0).to_numpy()[part.rows]
         if not lengths.any():
             return part
-        flat = pc.list_flatten(column.take(pa.array(part.rows))).combine_chunks()
+        flat = pc.call_function("list_flatten", [column.take(pa.array(part.rows))]).combine_chunks()
         own = np.stack([flat.field(name).to_numpy() for name in ("width", "height")], 1)
         originals, place = np.unique(own, axis=0, return_inverse=True)
         sizes = [self._size_of(width, height, edge) for width, height in originals.tolist()]
