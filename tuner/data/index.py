@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from pyarrow import parquet
 
 from ..errors import Problem
@@ -112,8 +111,13 @@ class Index:
 
     def texts(self) -> list[str]:
         """Every caption once, in order of the alphabet."""
+<<<<<<< HEAD
         flat = pc.call_function("list_flatten", [self.table.column("captions")])
         return sorted(pc.call_function("unique", [flat]).to_pylist())
+=======
+        flat = [chunk.flatten() for chunk in self.table.column("captions").chunks]
+        return sorted(pa.chunked_array(flat, pa.string()).unique().to_pylist())
+>>>>>>> datatests
 
     @property
     def items(self) -> Sequence[Item]:
