@@ -111,13 +111,8 @@ class Index:
 
     def texts(self) -> list[str]:
         """Every caption once, in order of the alphabet."""
-<<<<<<< HEAD
-        flat = pc.call_function("list_flatten", [self.table.column("captions")])
-        return sorted(pc.call_function("unique", [flat]).to_pylist())
-=======
         flat = [chunk.flatten() for chunk in self.table.column("captions").chunks]
         return sorted(pa.chunked_array(flat, pa.string()).unique().to_pylist())
->>>>>>> datatests
 
     @property
     def items(self) -> Sequence[Item]:
