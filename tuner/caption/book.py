@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..data.captions import read_text
+from ..data.sources.common import BOOK
 from ..errors import UserError
 
-FILE = ".tuner-captions.json"
+FILE = BOOK
 State = Literal["none", "auto", "kept"]
 Entry = dict[str, Any]
 

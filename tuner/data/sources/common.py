@@ -65,6 +65,10 @@ def endings(of: Iterable[str]) -> str:
     return " ".join(sorted(of))
 
 
+BOOK = ".tuner-captions.json"
+"""Where the captioning job notes the origin of captions: our own file, that nobody need be told of."""
+
+
 class File(NamedTuple):
     """A file of a tree: its name with `/` between folders, its reference, and the version of its bytes."""
 
@@ -85,6 +89,8 @@ class Tree:
     def add(self, file: File) -> None:
         """Take a file in, or count it as hidden."""
         parts = file.name.split("/")
+        if parts[-1] == BOOK:
+            return
         if any(p.startswith(".") or p == "__MACOSX" for p in parts):
             self.hidden.append(file.name)
         else:
