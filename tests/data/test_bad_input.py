@@ -337,9 +337,10 @@ def test_nothing_is_silently_left_out(tmp_path):
     notes, warnings = texts(index.problems, "note"), texts(index.problems, "warning")
     assert "2 hidden files or folders are left out" in notes
     assert "1 caption file has no item of the same name" in notes
-    assert "1 file is neither media nor captions and left out (1 .xyz)" in notes
+    assert "1 file is neither items nor captions and left out (1 .xyz)" in notes
     assert "exact copy" in notes
-    assert "1 .heic" in warnings
+    assert "1 video is left out (first: film.mp4)" in warnings
+    assert "phone.HEIC is not a picture" in texts(index.problems)
 
 
 def test_natural_order_and_links(tmp_path):
