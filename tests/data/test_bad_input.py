@@ -339,7 +339,7 @@ def test_nothing_is_silently_left_out(tmp_path):
     assert "1 caption file has no item of the same name" in notes
     assert "1 file is neither items nor captions and left out (1 .xyz)" in notes
     assert "exact copy" in notes
-    assert "1 video is left out (first: film.mp4): this model trains pictures." in warnings
+    assert "1 video is left out (first: film.mp4)" in warnings
     assert "phone.HEIC is not a picture" in texts(index.problems)
 
 

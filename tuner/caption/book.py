@@ -20,7 +20,6 @@ from ..data.captions import read_text
 from ..data.sources.common import BOOK
 from ..errors import UserError
 
-FILE = BOOK
 State = Literal["none", "auto", "kept"]
 Entry = dict[str, Any]
 
@@ -39,13 +38,13 @@ class Book:
     def open(cls, folder: Path) -> Book:
         """The book of a folder, empty where there is none. Raises `UserError` if it is damaged."""
         try:
-            raw = json.loads((folder / FILE).read_text(encoding="utf-8"))
+            raw = json.loads((folder / BOOK).read_text(encoding="utf-8"))
             notes = {name: _entry(raw["captions"][name]) for name in raw["captions"]}
         except FileNotFoundError:
             return cls(folder)
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             raise UserError(
-                f"{folder / FILE}, which says where captions came from, is damaged; delete it: then all captions that "
+                f"{folder / BOOK}, which says where captions came from, is damaged; delete it: then all captions that "
                 "are there are left as they are."
             ) from None
         return cls(folder, notes)
@@ -88,7 +87,7 @@ class Book:
         if not self.changed and not self.waiting:
             return []
         told = json.dumps({"version": 1, "captions": self.notes}, ensure_ascii=False, indent=0)
-        _write(self.folder / FILE, told + "\n", self.folder)
+        _write(self.folder / BOOK, told + "\n", self.folder)
         done = []
         for name, (path, text) in self.waiting.items():
             _write(path, text + "\n", self.folder)
