@@ -210,7 +210,7 @@ def texts(folder: Path) -> dict[str, str]:
 
 
 def notes(folder: Path) -> dict:
-    return json.loads((folder / book.FILE).read_text(encoding="utf-8"))["captions"]
+    return json.loads((folder / book.BOOK).read_text(encoding="utf-8"))["captions"]
 
 
 def events(kind: str, tmp_path: Path) -> list[dict]:
@@ -241,7 +241,7 @@ def test_models_of_the_real_classes_caption_a_folder(name, model, pictures, tmp_
     assert main([*command, "--batch", "1", "--overwrite-auto"]) == 0
     assert texts(pictures) == together
     assert {k: v for k, v in before.items() if (pictures / k).read_bytes() != v} == {}
-    assert {p.name for p in pictures.iterdir()} == {*before, *(f"{n}.txt" for n in range(5)), book.FILE}
+    assert {p.name for p in pictures.iterdir()} == {*before, *(f"{n}.txt" for n in range(5)), book.BOOK}
     note = notes(pictures)["0.png"]
     assert note["origin"] == "auto" and note["model"] == str(model(name)) and note["purpose"] == "general"
     assert note["sha256"] == hashlib.sha256(together["0"].strip().encode()).hexdigest()
@@ -631,7 +631,7 @@ def test_full_and_read_only_disks(pictures, capsys, monkeypatch, number, words):
 
 def test_a_damaged_book_is_said(pictures, capsys):
     for text in ("{", "[]", '{"captions": {"0.png": {"origin": "me"}}}'):
-        (pictures / book.FILE).write_text(text)
+        (pictures / book.BOOK).write_text(text)
         assert "is damaged; delete it" in refused(capsys, str(pictures), "--model", "basic")
     assert texts(pictures) == {}
 
