@@ -28,7 +28,9 @@ def proofs() -> str:
 
 
 def put(text: str, marks: tuple[str, str], content: str) -> str:
-    """`text` with `content` between the marks."""
+    """`text` with `content` between the marks. Raises `ValueError` where they are missing."""
+    if marks[0] not in text or marks[1] not in text:
+        raise ValueError(f"README.md lacks the mark {marks[0]} or {marks[1]}; put both back.")
     head, _, rest = text.partition(marks[0])
     _, _, tail = rest.partition(marks[1])
     return f"{head}{marks[0]}\n{content.strip()}\n{marks[1]}{tail}"
