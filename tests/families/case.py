@@ -620,7 +620,9 @@ class Case:
         presets = families.get(self.family).targets
         found = {preset: matches(network, pattern) for preset, pattern in presets.items()}
         reached = {k: len(v) for k, v in found.items()}
-        show(f"{self.name}: {count:.1f} M parameters (published {self.millions}), layers {reached}")
+        show(f"{self.name}: {count:.1f} M parameters (published {self.millions})")
+        for preset, names in found.items():
+            show(f"  LoRA {preset}: {len(names)} layers, {lora_size(network, names) / 1e6:.1f} M parameters at rank 16")
         assert abs(count - self.millions) <= self.tolerance
         assert next(iter(presets)) == "default"
         assert reached == self.layers
@@ -636,6 +638,12 @@ def smooth(shape: tuple[int, ...], coarse: int) -> Tensor:
     small = torch.rand(n, channels, *[min(coarse, c) for c in cells], generator=generator(9)) * 2 - 1
     mode = {1: "linear", 2: "bicubic", 3: "trilinear"}[len(cells)]
     return nn.functional.interpolate(small, tuple(cells), mode=mode).clamp(-1, 1)
+
+
+def lora_size(network: nn.Module, names: Sequence[str], rank: int = 16) -> int:
+    """Parameters of a LoRA on these layers: rank * (inputs + outputs), a convolution's kernel in its inputs."""
+    weights = [network.get_parameter(f"{name}.weight") for name in names]
+    return sum(rank * (weight[0].numel() + weight.shape[0]) for weight in weights)
 
 
 def matches(network: nn.Module, pattern: str) -> list[str]:
