@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from safetensors import SafetensorError
 from . import checkpoint, device, families, sample
 from .adapters import lora
 from .adapters.lora import FILE
+from .data import tensor
 from .errors import UserError
 from .events import birth
 from .family import Family, Request
@@ -40,6 +42,7 @@ class Comparison(Model):
 
     family: str
     source: str
+    task: str = "generate"
     options: dict[str, Any] = {}
     prompts: list[str] = Field(min_length=1)
     negative: str = ""
@@ -47,6 +50,10 @@ class Comparison(Model):
     steps: int = setting(20, "Sampling steps", ge=1)
     guidance: float | None = None
     size: tuple[int, int] | None = None
+    frames: int | None = setting(None, "Frames of clips; empty takes the family's usual number", ge=1)
+    seconds: float | None = setting(None, "Length of sound; empty takes the family's usual length", gt=0)
+    references: list[str] = setting([], "Edit and image_to_video: a picture for each prompt, or one for all")
+    lyrics: list[str] = setting([], "Lyrics for each prompt, where the family sings")
     contenders: list[Contender] = Field(min_length=1)
 
 
@@ -65,9 +72,11 @@ def find(adapter: str) -> Path:
     path = Path(adapter).expanduser()
     for candidate in (
         path / "export" / "diffusers" / FILE,
+        path / "export" / "diffusers" / lora.PEFT_FILE,
         path / "export" / "model",
         path / checkpoint.WEIGHTS,
         path / FILE,
+        path / lora.PEFT_FILE,
     ):
         if candidate.exists():
             return candidate
@@ -88,17 +97,14 @@ def draw(wanted: Comparison, folder: Path, say: Callable[..., Any], controls: Co
     total = len(wanted.contenders) * len(wanted.prompts) * len(wanted.seeds)
     say("started", pid=os.getpid(), born=birth(os.getpid()), from_step=0, steps=total, name="compare",
         family=wanted.family, device=where.name, precision="fp32" if where.kind == "cpu" else "bf16")  # fmt: skip
-    family = families.build(wanted.family, wanted.options)
+    family = families.build(wanted.family, wanted.options, wanted.task)
     source = Source(wanted.source, family.sources)
     family.accept(source)
-    size, multiple = wanted.size or (family.resolution, family.resolution), family.geometry(source).multiple
-    if any(edge % multiple or edge < multiple for edge in size):
-        raise UserError(f"size is {list(size)}; both must be multiples of {multiple}.")
+    blank, pictures = _blank(wanted, family, source), _pictures(wanted, family)
     dtype = torch.float32 if where.kind == "cpu" else torch.bfloat16
-    guidance = family.guidance if wanted.guidance is None else wanted.guidance
     say("phase", name="cache text", done=0, of=0)
-    conds = _encode(family, source, dtype, where.torch, [*wanted.prompts, wanted.negative])
-    negative = conds.pop() if family.wants_negative(source, guidance) else None
+    conds = _encode(family, source, dtype, where.torch, _told(wanted, family, blank, pictures))
+    negative = conds.pop() if family.wants_negative(source, blank.guidance) else None
     say("phase", name="load", done=0, of=0)
     done = 0
     for column, contender in enumerate(wanted.contenders):
@@ -107,7 +113,8 @@ def draw(wanted: Comparison, folder: Path, say: Callable[..., Any], controls: Co
             for seed in wanted.seeds:
                 if controls.stop():
                     return "stopped"
-                request = Request(cond, negative, *size, wanted.steps, guidance, seed)
+                shown = pictures[row] if pictures else ()
+                request = replace(blank, cond=cond, negative=negative, seed=seed, references=shown)
                 file = sample.save(sample.draw(family, parts, request), folder / f"{column:02d}-{row:02d}-{seed}")
                 done += 1
                 say("sample", contender=column, prompt=row, seed=seed, file=file.name)
@@ -115,13 +122,53 @@ def draw(wanted: Comparison, folder: Path, say: Callable[..., Any], controls: Co
     return "finished"
 
 
-def _encode(family: Family, source: Source, dtype: torch.dtype, where: torch.device, captions: list[str]) -> list[Cond]:
+def _blank(wanted: Comparison, family: Family, source: Source) -> Request:
+    """What all samples have in common. Raises `UserError` for a size or length that the family cannot draw."""
+    g = family.geometry(source)
+    size = (0, 0) if family.modality == "audio" else wanted.size or (family.resolution, family.resolution)
+    if any(edge % g.multiple or (size != (0, 0) and edge < g.multiple) for edge in size):
+        raise UserError(f"size is {list(size)}; both must be multiples of {g.multiple}.")
+    frames = wanted.frames or g.frames if family.modality == "video" else 1
+    if g.frame_step and (frames - 1) % g.frame_step:
+        raise UserError(f"frames is {frames}; {family.name} makes {g.frame_step}k + 1.")
+    guidance = family.guidance if wanted.guidance is None else wanted.guidance
+    seconds = (wanted.seconds or g.seconds) if family.modality == "audio" else 0.0
+    return Request({}, None, *size, wanted.steps, guidance, 0, frames, g.fps, seconds)
+
+
+def _pictures(wanted: Comparison, family: Family) -> list[tuple[Any, ...]]:
+    """What each prompt's samples start from, for tasks that need it."""
+    if family.task not in ("edit", "image_to_video"):
+        return []
+    if len(wanted.references) not in (1, len(wanted.prompts)):
+        raise UserError(
+            f"references has {len(wanted.references)} pictures for {len(wanted.prompts)} prompts; task {family.task} "
+            "needs one for each, or one for all."
+        )
+    opened = [(tensor.open_picture(Path(path)),) for path in wanted.references]
+    return opened * len(wanted.prompts) if len(opened) == 1 else opened
+
+
+def _told(wanted: Comparison, family: Family, blank: Request, pictures: list[tuple[Any, ...]]) -> list[Prompt]:
+    """What the text encoders are told: each prompt, then the negative one (beside the first prompt's pictures)."""
+    told = []
+    for i, text in enumerate([*wanted.prompts, wanted.negative]):
+        shown = pictures[i % len(pictures)] if pictures and "references" in family.reads else ()
+        lyrics = wanted.lyrics[i] if "lyrics" in family.reads and i < len(wanted.lyrics) else ""
+        seconds = blank.seconds if "seconds" in family.reads else 0.0
+        told.append(Prompt(text, tuple(tensor.to_tensor(p) for p in shown), lyrics, seconds))
+    return told
+
+
+def _encode(
+    family: Family, source: Source, dtype: torch.dtype, where: torch.device, prompts: list[Prompt]
+) -> list[Cond]:
     parts = family.load(source, family.text_parts, dtype)
     for component in parts.components.values():
         if isinstance(component, torch.nn.Module):
             component.to(where)
     with torch.no_grad():
-        return family.encode_text(parts, [Prompt(c) for c in captions])
+        return family.encode_text(parts, prompts)
 
 
 def _contender(family: Family, source: Source, contender: Contender, dtype: torch.dtype, where: torch.device) -> Parts:

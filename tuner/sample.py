@@ -19,7 +19,9 @@ def draw(family: Family, parts: Parts, request: Request) -> Drawn:
     pipe = family.pipe(parts)
     family.prepare(pipe, request)
     arguments = {**family.sized(request), **family.call(parts, request)}
-    with torch.no_grad():
+    # some pipelines draw from the global state too (OmniGen, the posterior of a reference picture)
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(request.seed)
         out = pipe(**arguments, generator=generator(request.seed))
     drawn = family.drawn(out, request)
     drawn.rate = family.rate(parts)

@@ -110,8 +110,47 @@ def test_run(
     assert all(s.suffix == ending and s.stat().st_size > 100 for s in samples)
     exported = [e for e in events if e["kind"] == "export"]
     assert (run / exported[0]["path"]).is_file()
+    compared(case, checkpoint(case), run, tmp_path)
+    capsys.readouterr()
     assert main(["cache", str(file)]) == 0
     assert not [line for line in capsys.readouterr().out.splitlines() if '"cache ' in line], "encoded again"
+
+
+def compared(case: Case, source: Path, run: Path, folder: Path) -> None:
+    """`tuner sample`: the export and the checkpoint draw the same, and at strength 0 what the base draws."""
+    shape, modality = case.shapes[0], recipes_modality(case)
+    request: dict[str, Any] = {
+        "family": case.family, "task": case.task, "source": str(source), "options": case.chosen(source), "steps": 2,
+        "prompts": ["a red photo"],
+        "contenders": [
+            {"label": "base"},
+            {"label": "none", "adapter": str(run), "strength": 0.0},
+            {"label": "export", "adapter": str(run), "strength": 40.0},
+            {"label": "checkpoint", "adapter": str(run / "checkpoints" / "step-000002"), "strength": 40.0},
+        ],
+    }  # fmt: skip
+    request |= {"seconds": shape.seconds} if modality == "audio" else {"size": [shape.width, shape.height]}
+    request |= {"frames": shape.frames} if modality == "video" else {}
+    if case.task in ("edit", "image_to_video"):
+        Image.fromarray(frames(1, shape.width, shape.height, 5)[0]).save(folder / "start.png")
+        request["references"] = [str(folder / "start.png")]
+    (folder / "s.yaml").write_text(yaml.safe_dump(request), encoding="utf-8")
+    assert main(["sample", str(folder / "s.yaml"), "--out", str(folder / "grid")]) == 0
+    base, none, export, saved = (content(next((folder / "grid").glob(f"0{i}-00-0.*"))) for i in range(4))
+    assert (export != base).any()
+    if modality == "video":  # two draws of some random clip models differ by more than their lossy files explain
+        return
+    assert (none == base).all()
+    assert (export == saved).all()
+
+
+def content(path: Path) -> np.ndarray:
+    """A sample's values in levels of 0..255."""
+    if path.suffix == ".png":
+        return np.asarray(Image.open(path), np.float32)
+    if path.suffix == ".mp4":
+        return np.stack([np.asarray(still, np.float32) for still in video.stills(path, 3)])
+    return audio.read(path, 0, audio.look(path).seconds, 48000, 2) * 255
 
 
 def known(path: Path) -> str:

@@ -36,7 +36,8 @@ class Lora:
         alpha = spec.rank if spec.alpha is None else spec.alpha
         self.config = peft.LoraConfig(r=spec.rank, lora_alpha=alpha, lora_dropout=spec.dropout, target_modules=layers)
         self.denoiser: Any = denoiser.requires_grad_(False)
-        self.part = part
+        # the second expert of a model is written under the first one's name: a loader is told which it is for
+        self.part = part.removesuffix("_2")
         if hasattr(denoiser, "add_adapter"):
             self.denoiser.add_adapter(self.config)  # pyrefly: ignore[not-callable]
         else:  # networks of diffusers without its PeftAdapterMixin
@@ -110,8 +111,7 @@ class Lora:
         layers = {k.removeprefix(f"{self.part}."): v for k, v in live.items()}
         kind = layout(pipeline, self.denoiser)
         if kind == "pipeline":
-            # the second expert of a model is written under the first one's name: a loader is told which it is for
-            name = self.part.removesuffix("_2")
+            name = self.part
             settings = {f"{name}_lora_layers": layers, f"{name}_lora_adapter_metadata": self._plain()}
             pipeline.save_lora_weights(partial, **settings)
             wanted, file, stated = {f"{name}.{k}": v for k, v in layers.items()}, FILE, f"{name}.lora_alpha"
@@ -151,21 +151,30 @@ def attach(family: Family, parts: Parts, path: Path, strength: float) -> None:
             str(path.parent), weight_name=path.name, adapter_name="contender", **family.lora_arguments
         )
     elif kind == "network":
+        with safe_open(path, "pt") as file:  # a checkpoint's names begin with the part, an export's do not
+            prefix = parts.denoiser if all(k.startswith(f"{parts.denoiser}.") for k in file.keys()) else None  # noqa: SIM118
         network.load_lora_adapter(  # pyrefly: ignore[not-callable]
-            str(path.parent), prefix=None, weight_name=path.name, adapter_name="contender", use_safetensors=True
+            str(path.parent), prefix=prefix, weight_name=path.name, adapter_name="contender", use_safetensors=True
         )
     else:
-        with safe_open(path, "pt") as file:
-            config = json.loads((file.metadata() or {}).get(METADATA, "{}"))
-            state = {k.removeprefix("base_model.model."): file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
-        known = {f.name for f in dataclasses.fields(peft.LoraConfig)}
-        peft.inject_adapter_in_model(peft.LoraConfig(**{k: v for k, v in config.items() if k in known}), network)
-        peft.set_peft_model_state_dict(network, state)
+        _inject(network, path, f"{parts.denoiser}.")
     layers = [m for m in network.modules() if isinstance(m, LoraLayer)]
     if not layers:
         raise ValueError("none of its layers is one of this network's")
     for layer in layers:
         layer.scaling = {k: v * strength for k, v in layer.scaling.items()}
+
+
+def _inject(network: nn.Module, path: Path, part: str) -> None:
+    """An exported file or a checkpoint's, by peft alone. Raises `ValueError` when a tensor finds no place."""
+    with safe_open(path, "pt") as file:
+        stated = json.loads((file.metadata() or {}).get(METADATA, "{}"))
+        state = {k.removeprefix("base_model.model.").removeprefix(part): file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
+    config = {k.removeprefix(part): v for k, v in stated.items()}
+    known = {f.name for f in dataclasses.fields(peft.LoraConfig)}
+    peft.inject_adapter_in_model(peft.LoraConfig(**{k: v for k, v in config.items() if k in known}), network)
+    if unplaced := peft.set_peft_model_state_dict(network, state).unexpected_keys:
+        raise ValueError(f"{len(unplaced)} tensors have no place, such as {unplaced[0]}")
 
 
 def layers_for(targets: str | list[str], family: Family, denoiser: nn.Module) -> list[str]:
