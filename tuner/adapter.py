@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -10,6 +11,20 @@ import torch
 from torch import Tensor, nn
 
 from .source import Source
+
+
+@dataclass(frozen=True)
+class Written:
+    """One result on disk. format: diffusers, comfyui, kohya, model or controlnet.
+
+    loads_in: the programs as whose loader it was opened again with every key understood and the live adapter's change
+    of the weights found. problems: what was wrong, one sentence each; empty when it is as it should be.
+    """
+
+    path: Path
+    format: str
+    loads_in: tuple[str, ...] = ()
+    problems: tuple[str, ...] = ()
 
 
 class Adapter(Protocol):
@@ -39,8 +54,8 @@ class Adapter(Protocol):
         """What the header of a file with this state must say for other programs to read it rightly."""
         ...
 
-    def export(self, folder: Path, source: Source, pipeline: Any) -> Path:
-        """Write the result below `folder`, open it again and compare with what trained; returns the path written.
+    def export(self, folder: Path, source: Source, pipeline: Any) -> list[Written]:
+        """Write the result below `folder`, open it again and compare with what trained; the main file first.
 
         source: the base model. pipeline: the family's official pipeline class.
         """

@@ -14,6 +14,7 @@ from accelerate.state import AcceleratorState
 from torch import Tensor
 
 from . import adapters, device, optimizers
+from .adapter import Written
 from .data import cache, fill, loader, tensor
 from .errors import UserError, stop_on_errors
 from .extension import Context, Stack
@@ -211,7 +212,7 @@ def _validator(
     return Validator(trainer, spec, ready.source, items, conds, negative, dtype, sample_pictures(ready), fps)
 
 
-def exported(job: Job, ready: Prepared, folder: Path) -> Path:
+def exported(job: Job, ready: Prepared, folder: Path) -> list[Written]:
     """Write the result below `folder/export`; what EMA averaged is what is written."""
     with optimizers.evaluation(job.trainer.optimizer), job.trainer.stack.sampling():
         (folder / "export").mkdir(exist_ok=True)

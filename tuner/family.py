@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from .blocks import Blocks
 from .errors import UserError
 from .libraries import diffusers
+from .native import Names
 from .objective import Objective
 from .recipe import Model, Recipe, TimestepSpec
 from .source import Source
@@ -110,6 +111,8 @@ class Family:
     """LoRA presets: name → regular expression over full module names; the first is `default`."""
     lora_arguments: dict[str, Any] = {}
     """Further arguments of the pipeline's `load_lora_weights`."""
+    names: Names = Names()
+    """What adapter files of the family are called outside of diffusers."""
     licence: ClassVar[str]
     size: ClassVar[str]
     """Published number of parameters of the denoiser, for the table."""

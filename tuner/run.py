@@ -17,6 +17,7 @@ import torch
 from filelock import FileLock, Timeout
 
 from . import assemble, checkpoint, device, optimizers, prepare, recipe
+from .adapter import Written
 from .console import Console
 from .errors import UserError
 from .events import Journal, birth, follow
@@ -208,9 +209,20 @@ class Run:
             return "stopped"
         self.say("phase", name="export", done=0, of=0)
         with checkpoint.enough_space(self.folder, 0):
-            path = assemble.exported(self.job, self.ready, self.folder)
-        self.say("export", path=str(path.relative_to(self.folder)), verified=True)
+            files = assemble.exported(self.job, self.ready, self.folder)
+        self._tell(files)
         return "finished"
+
+    def _tell(self, files: list[Written]) -> None:
+        """The `export` event: `path` and `verified` are of the main file."""
+        said = [
+            {
+                "path": str(f.path.relative_to(self.folder)), "format": f.format, "loads_in": list(f.loads_in),
+                "problems": list(f.problems),
+            }
+            for f in files
+        ]  # fmt: skip
+        self.say("export", path=said[0]["path"], verified=not any(f.problems for f in files), files=said)
 
     def _due(self) -> bool:
         spec = self.ready.recipe.validation

@@ -516,7 +516,7 @@ class Case:
         base = self.output(self.run(rig.official, [SHORT], shape, **drawn))
         adapter, _ = self.lora(rig)
         pipeline = type(rig.official)
-        path = adapter.export(folder, rig.source, pipeline)
+        path = adapter.export(folder, rig.source, pipeline)[0].path
         setattr(rig.official, rig.family.denoiser, rig.parts.network)
         with_it = self.output(self.run(rig.official, [SHORT], shape, **{**drawn, "generator": generator(11)}))
         with adapter.disabled():

@@ -11,7 +11,7 @@ from typing import Any
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ..adapter import on_cpu, take
+from ..adapter import Written, on_cpu, take
 from ..errors import UserError
 from ..family import Family
 from ..recipe import FullSpec
@@ -50,7 +50,7 @@ class Full:
         """What the header of a weights file says."""
         return {}
 
-    def export(self, folder: Path, source: Source, pipeline: Any) -> Path:
+    def export(self, folder: Path, source: Source, pipeline: Any) -> list[Written]:
         """Write `folder/model` in Hub layout, the source's other parts beside the trained one; returns its path."""
         target = folder / "model"
         partial = folder / ".partial-model"
@@ -68,7 +68,7 @@ class Full:
             raise AssertionError(f"the exported model differs from the trained one in {wrong[:5]}")
         shutil.rmtree(target, ignore_errors=True)
         partial.rename(target)
-        return target
+        return [Written(target, "model", ("diffusers",))]
 
 
 def build(spec: FullSpec, family: Family, parts: Parts) -> Full:

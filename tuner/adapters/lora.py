@@ -17,7 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ..adapter import on_cpu, take
+from ..adapter import Written, on_cpu, take
 from ..errors import UserError
 from ..family import Family
 from ..recipe import LoraSpec
@@ -98,7 +98,7 @@ class Lora:
     def _plain(self) -> dict[str, Any]:
         return {k: sorted(v) if isinstance(v, set) else v for k, v in self.config.to_dict().items()}
 
-    def export(self, folder: Path, source: Source, pipeline: Any) -> Path:
+    def export(self, folder: Path, source: Source, pipeline: Any) -> list[Written]:
         """Write `folder/diffusers/pytorch_lora_weights.safetensors`, open it again and compare.
 
         Through the pipeline's own writer where it has one. For pipelines without LoRA support the same file has the
@@ -132,7 +132,7 @@ class Lora:
             raise AssertionError(f"{partial / file} differs from the trained adapter")
         shutil.rmtree(target, ignore_errors=True)
         partial.rename(target)
-        return target / file
+        return [Written(target / file, "diffusers", ("diffusers",))]
 
 
 def layout(pipeline: Any, denoiser: nn.Module) -> Literal["pipeline", "network", "peft"]:
