@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
@@ -58,6 +58,12 @@ class Native:
             places.append((slice(start, start + share),))
             start += share
         return tuple(places)
+
+
+def renamed(native: str, module: str, names: Mapping[str, str | tuple[str, ...]]) -> tuple[Native, ...]:
+    """One row per name: `native` + the name there → `module` + its name, or names, in diffusers. "" for itself."""
+    rows = {k: (v,) if isinstance(v, str) else v for k, v in names.items()}
+    return tuple(Native(native + k, tuple(module + (m or k) for m in v)) for k, v in rows.items())
 
 
 @dataclass(frozen=True)
