@@ -343,6 +343,15 @@ def test_unets_of_any_layout(layout: str) -> None:
     assert equal(WEIGHTS["sd1"](weights(net, ours), config=net.config), ours) == 0
 
 
+@pytest.mark.parametrize(("name", "native"), [("sd1", "output_blocks.2.1.conv"), ("sdxl", "output_blocks.2.2.conv")])
+def test_upsamplers_stand_behind_what_is_there(name: str, native: str) -> None:
+    """Of the published files; the converter takes either place."""
+    names = published(name).names
+    assert names.original("up_blocks.0.upsamplers.0.conv")[0] == native
+    assert names.original("up_blocks.1.upsamplers.0.conv")[0] == "output_blocks.5.2.conv"
+    assert names.original("down_blocks.0.downsamplers.0.conv")[0] == "input_blocks.3.0.op"
+
+
 # -- diffusers' own converters: adapters -----------------------------------------------------------------------------
 
 
