@@ -248,14 +248,19 @@ class MemorySpec(Model):
 class SweptAdapter(Model):
     """An adapter from elsewhere that samples are drawn with."""
 
-    path: str = Field(description="Run folder, checkpoint folder or adapter file, in any dialect")
+    path: str = Field(
+        description="Run folder, checkpoint folder or adapter file, in any dialect",
+        json_schema_extra={"level": "advanced"},
+    )
     strength: float = setting(1.0, "Weight of the adapter")
 
 
 class Sweep(Model):
     """One further way to draw every sample: with other adapters, another strength, or the base alone."""
 
-    label: str = Field(description="Name of its samples", pattern=r"^[\w][\w .+-]{0,39}$")
+    label: str = Field(
+        description="Name of its samples", pattern=r"^[\w][\w .+-]{0,39}$", json_schema_extra={"level": "advanced"}
+    )
     adapters: list[SweptAdapter] = setting([], "Adapters that are put over the model for these samples only")
     trained: float = setting(1.0, "Strength of the adapter that is being trained; 0 leaves it out")
 
