@@ -114,6 +114,8 @@ def resolve(recipe: Recipe, family: Family, geometry: Geometry, where: Device) -
     }
     if recipe.adapter.kind == "lora" and recipe.adapter.alpha is None:
         change["adapter"] = recipe.adapter.model_copy(update={"alpha": float(recipe.adapter.rank)})
+    if recipe.adapter.kind == "lycoris":
+        change["adapter"] = recipe.adapter.filled()
     if (spec := recipe.validation) is not None:
         update: dict[str, Any] = {"guidance": family.guidance if spec.guidance is None else spec.guidance}
         if resolutions:

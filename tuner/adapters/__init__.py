@@ -12,7 +12,7 @@ from typing import Any
 
 from ..adapter import Adapter
 from ..family import Family
-from ..recipe import AdapterSpec, FullSpec, LoraSpec, Model, Recipe
+from ..recipe import AdapterSpec, FullSpec, LoraSpec, LycorisSpec, Model, Recipe
 from ..types import Parts
 
 
@@ -31,6 +31,21 @@ class Kind:
 
 KINDS: dict[str, Kind] = {
     "lora": Kind("LoRA", LoraSpec),
+    "lycoris": Kind(
+        "LyCORIS",
+        LycorisSpec,
+        {
+            "LoCon": {"algorithm": "locon"},
+            "LoHa": {"algorithm": "loha"},
+            "LoKr": {"algorithm": "lokr"},
+            "DyLoRA": {"algorithm": "dylora"},
+            "IA3": {"algorithm": "ia3"},
+            "diag-OFT": {"algorithm": "diag_oft"},
+            "BOFT": {"algorithm": "boft"},
+            "GLoRA": {"algorithm": "glora"},
+            "full difference": {"algorithm": "full"},
+        },
+    ),
     "full": Kind("Full rank", FullSpec),
 }
 
