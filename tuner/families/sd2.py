@@ -40,6 +40,7 @@ class StableDiffusion2(Family):
     guidance = 7.5
     timesteps = Uniform()
     targets = _ddpm.TARGETS
+    trainable_text = {"text_encoder": 0}
     licence = "CreativeML Open RAIL++-M"
     size = "0.87B"
     predicts = "velocity, epsilon"

@@ -34,6 +34,7 @@ class StableDiffusionXL(Family):
     guidance = 5.0
     timesteps = Uniform()
     targets = _ddpm.TARGETS
+    trainable_text = {"text_encoder": 1, "text_encoder_2": 0}  # of CLIP-L only the last layer but one is read
     licence = "CreativeML Open RAIL++-M"
     size = "2.57B"
     predicts = "epsilon, velocity"
