@@ -35,6 +35,22 @@ def setting(default: Any, description: str, level: Level = "advanced", **limits:
     return Field(default, description=description, json_schema_extra={"level": level}, **limits)
 
 
+class TextSpec(Model):
+    """A LoRA on the text encoders (CLIP), trained together with the denoiser's."""
+
+    lr: float | None = setting(
+        None, "Learning rate of the text encoders; empty: as train.lr. A third to a half of it is usual", gt=0
+    )
+    rank: int | None = setting(None, "Size of their adapter; empty: as the denoiser's", ge=1)
+    alpha: float | None = setting(None, "Scale is alpha / rank; empty means alpha = rank", gt=0)
+    parts: list[str] | None = setting(
+        None, "Which of them, as text_encoder or text_encoder_2; empty: all that the family can train", min_length=1
+    )
+    until: float | None = setting(
+        None, "Share of the run after which they stand still; empty trains them to the end", gt=0, le=1
+    )
+
+
 class LoraSpec(Model):
     """A LoRA on the denoiser (peft)."""
 
@@ -45,6 +61,7 @@ class LoraSpec(Model):
         "default", "Which layers get an adapter: a preset name of the family, or a list of layer name endings"
     )
     dropout: float = setting(0.0, "Share of adapter inputs dropped at random while training", "expert", ge=0, lt=1)
+    text: TextSpec | None = setting(None, "Train the text encoders too; empty leaves them as they are")
 
 
 class FullSpec(Model):
