@@ -109,6 +109,9 @@ class Family:
     """Runs of transformer blocks, () when the network has none."""
     targets: ClassVar[dict[str, str]]
     """LoRA presets: name → regular expression over full module names; the first is `default`."""
+    quantised: ClassVar[str] = ""
+    """The linear layers that a quantised base holds in fewer bits, a regular expression over full names; "": all of
+    `blocks`."""
     lora_arguments: dict[str, Any] = {}
     """Further arguments of the pipeline's `load_lora_weights`."""
     names: Names = Names()

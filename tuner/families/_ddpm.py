@@ -22,6 +22,8 @@ FEED_FORWARD = r".*\.ff\.net\.(0\.proj|2)"
 # The attention levels' `proj_in` and `proj_out` are 1x1 convolutions in Stable Diffusion 1 and linear later.
 PROJECTIONS = r".*\.attentions\.\d+\.proj_(in|out)"
 TIME = r".*\.resnets\.\d+\.time_emb_proj"
+QUANTISED = f"{ATTENTION}|{FEED_FORWARD}|{PROJECTIONS}"
+"""The linear layers of the transformers inside a U-Net; its convolutions stay as they are."""
 TARGETS = {
     "default": ATTENTION,
     "attention+feed-forward": f"{ATTENTION}|{FEED_FORWARD}",

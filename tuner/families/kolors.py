@@ -39,6 +39,7 @@ class Kolors(Family):
     guidance = 5.0
     timesteps = Uniform()
     targets = _ddpm.TARGETS
+    quantised = _ddpm.QUANTISED
     licence = "Apache-2.0 (code), Kolors licence (weights)"
     size = "2.58B"
     predicts = "epsilon"

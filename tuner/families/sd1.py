@@ -36,6 +36,7 @@ class StableDiffusion1(Family):
     guidance = 7.5
     timesteps = Uniform()
     targets = _ddpm.TARGETS
+    quantised = _ddpm.QUANTISED
     licence = "CreativeML OpenRAIL-M"
     size = "0.86B"
     predicts = "epsilon, velocity"

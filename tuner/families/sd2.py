@@ -40,6 +40,7 @@ class StableDiffusion2(Family):
     guidance = 7.5
     timesteps = Uniform()
     targets = _ddpm.TARGETS
+    quantised = _ddpm.QUANTISED
     licence = "CreativeML Open RAIL++-M"
     size = "0.87B"
     predicts = "velocity, epsilon"

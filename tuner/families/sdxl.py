@@ -34,6 +34,7 @@ class StableDiffusionXL(Family):
     guidance = 5.0
     timesteps = Uniform()
     targets = _ddpm.TARGETS
+    quantised = _ddpm.QUANTISED
     licence = "CreativeML Open RAIL++-M"
     size = "2.57B"
     predicts = "epsilon, velocity"

@@ -79,6 +79,7 @@ class StableCascade(Family):
         "attention+feed-forward": f"{ATTENTION}|{FEED_FORWARD}",
         "all-linear": f"{ATTENTION}|{FEED_FORWARD}|{TOLD}",
     }
+    quantised = f"{ATTENTION}|{FEED_FORWARD}"
     licence = "Stability AI Non-Commercial Research Community"
     size = "3.6B"
     predicts = "epsilon"
