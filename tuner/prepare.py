@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from . import device, extensions, families, optimizers
+from . import adapters, device, extensions, families, optimizers
 from .data import index, plan, sampler
 from .data.item import Kind
 from .device import Device
@@ -112,6 +112,8 @@ def resolve(recipe: Recipe, family: Family, geometry: Geometry, where: Device) -
             }
         ),
     }
+    if recipe.adapter.kind == "lycoris":
+        change["adapter"] = recipe.adapter.filled()
     if recipe.adapter.kind == "lora":
         whole: dict[str, Any] = {"alpha": recipe.adapter.alpha or float(recipe.adapter.rank)}
         if (text := recipe.adapter.text) is not None:
@@ -161,6 +163,8 @@ def _settings(ready: Prepared) -> Iterator[Problem]:
     yield from _sample_settings(ready)
     yield from _media_settings(ready)
     yield from _idle(ready)
+    if reason := adapters.refuses(ready.family, recipe):
+        yield Problem("error", "adapter", reason)
     if reason := ready.family.refuses(recipe):
         yield Problem("error", "family", reason)
     for i, e in enumerate(ready.extensions):
