@@ -541,7 +541,12 @@ def explain(error: ValidationError, origin: str, prefix: str = "", known: type[B
     for item in error.errors(include_url=False):
         where = prefix + ".".join(str(p) for p in _without_tags(item["loc"]))
         if item["type"] == "extra_forbidden":
-            close = difflib.get_close_matches(where, [prefix + k for k in sorted(_keys(known))], 1, 0.6)
+            keys = [prefix + k for k in sorted(_keys(known))]
+            if where in keys:
+                group = where.rpartition(".")[0]
+                yield f"{origin}: {where} is a setting of another {group}.kind; remove it, or change {group}.kind."
+                continue
+            close = difflib.get_close_matches(where, keys, 1, 0.6)
             hint = f"did you mean {close[0]}?" if close else "remove it, or see the README for the settings there are."
             yield f"{origin}: {where} is not a setting; {hint}"
         elif item["type"] == "missing":
