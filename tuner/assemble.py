@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch import Tensor
 
-from . import adapters, device, optimizers
+from . import adapters, assistants, device, optimizers
 from .adapter import Written
 from .data import cache, fill, loader, tensor
 from .errors import UserError, stop_on_errors
@@ -38,6 +38,7 @@ class Job:
     trainer: Trainer
     loader: loader.Loader
     validator: Validator | None
+    assistants: assistants.Assistants
 
 
 def build(ready: Prepared, say: Say) -> Job:
@@ -53,7 +54,8 @@ def build(ready: Prepared, say: Say) -> Job:
     trainer = load_trainer(ready, dtype)
     train = ready.recipe.train
     batches = loader.Loader(ready.sampler, store, keys, ready.family, train.seed, train.caption_dropout, train.workers)
-    return Job(trainer, batches, _validator(ready, trainer, batches, told, dtype))
+    below = assistants.Assistants(ready.recipe.assistants, ready.family, trainer.parts.network)
+    return Job(trainer, batches, _validator(ready, trainer, batches, told, dtype, below), below)
 
 
 def load_trainer(ready: Prepared, dtype: torch.dtype) -> Trainer:
@@ -195,7 +197,12 @@ def _encoder(ready: Prepared, names: Sequence[str], dtype: torch.dtype) -> fill.
 
 
 def _validator(
-    ready: Prepared, trainer: Trainer, batches: loader.Loader, told: list[fill.Told], dtype: torch.dtype
+    ready: Prepared,
+    trainer: Trainer,
+    batches: loader.Loader,
+    told: list[fill.Told],
+    dtype: torch.dtype,
+    below: assistants.Assistants,
 ) -> Validator | None:
     """Held items, or a few of the training ones spread over the data, and the prompts' conditions."""
     if (spec := ready.recipe.validation) is None:
@@ -209,7 +216,8 @@ def _validator(
     if not ready.family.wants_negative(ready.source, spec.guidance):
         negative = None
     fps = ready.plan.fps
-    return Validator(trainer, spec, ready.source, items, conds, negative, dtype, sample_pictures(ready), fps)
+    pictures = sample_pictures(ready)
+    return Validator(trainer, spec, ready.source, items, conds, negative, dtype, pictures, fps, below.sampling)
 
 
 def exported(job: Job, ready: Prepared, folder: Path) -> list[Written]:

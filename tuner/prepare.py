@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from . import adapters, device, extensions, families, optimizers
+from . import adapters, assistants, device, extensions, families, optimizers
+from .adapters import start
 from .data import index, plan, sampler
 from .data.item import Kind
 from .device import Device
@@ -19,7 +20,7 @@ from .extension import Extension, Stack
 from .family import Family, Geometry
 from .home import cache_folder
 from .objective import Objective
-from .recipe import Recipe
+from .recipe import LoraSpec, Recipe
 from .source import Source
 
 LISTED = 200
@@ -112,8 +113,12 @@ def resolve(recipe: Recipe, family: Family, geometry: Geometry, where: Device) -
             }
         ),
     }
-    if recipe.adapter.kind == "lora" and recipe.adapter.alpha is None:
-        change["adapter"] = recipe.adapter.model_copy(update={"alpha": float(recipe.adapter.rank)})
+    if isinstance(adapter := recipe.adapter, LoraSpec):
+        if adapter.start:
+            adapter = start.understood(adapter, family)
+        elif adapter.alpha is None and not adapter.ranks:
+            adapter = adapter.model_copy(update={"alpha": float(adapter.rank)})
+        change["adapter"] = adapter
     if (spec := recipe.validation) is not None:
         update: dict[str, Any] = {"guidance": family.guidance if spec.guidance is None else spec.guidance}
         if resolutions:
@@ -156,6 +161,7 @@ def _settings(ready: Prepared) -> Iterator[Problem]:
     yield from _idle(ready)
     if reason := adapters.refuses(ready.family, recipe):
         yield Problem("error", "adapter", reason)
+    yield from assistants.problems(recipe, ready.family)
     if reason := ready.family.refuses(recipe):
         yield Problem("error", "family", reason)
     for i, e in enumerate(ready.extensions):

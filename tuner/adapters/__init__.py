@@ -12,7 +12,7 @@ from typing import Any
 
 from ..adapter import Adapter
 from ..family import Family
-from ..recipe import AdapterSpec, FullSpec, LoraSpec, Model, Recipe
+from ..recipe import AdapterSpec, FullSpec, LoraSpec, Model, PeftSpec, Recipe
 from ..types import Parts
 
 
@@ -30,8 +30,17 @@ class Kind:
 
 
 KINDS: dict[str, Kind] = {
-    "lora": Kind("LoRA", LoraSpec),
+    "lora": Kind(
+        "LoRA",
+        LoraSpec,
+        {"DoRA": {"dora": True}, "rsLoRA": {"rslora": True}, "PiSSA": {"init": "pissa"}, "OLoRA": {"init": "olora"}},
+    ),
     "full": Kind("Full rank", FullSpec),
+    "peft": Kind(
+        "Other kinds of peft",
+        PeftSpec,
+        {name.upper() if name != "miss" else "MiSS": {"algorithm": name} for name in ("ia3", "miss", "hra")},
+    ),
 }
 
 
