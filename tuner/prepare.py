@@ -20,7 +20,7 @@ from .extension import Extension, Stack
 from .family import Family, Geometry
 from .home import cache_folder
 from .objective import Objective
-from .recipe import LoraSpec, Recipe
+from .recipe import AdapterSpec, LoraSpec, LycorisSpec, Recipe
 from .source import Source
 
 LISTED = 200
@@ -113,12 +113,7 @@ def resolve(recipe: Recipe, family: Family, geometry: Geometry, where: Device) -
             }
         ),
     }
-    if isinstance(adapter := recipe.adapter, LoraSpec):
-        if adapter.start:
-            adapter = start.understood(adapter, family)
-        elif adapter.alpha is None and not adapter.ranks:
-            adapter = adapter.model_copy(update={"alpha": float(adapter.rank)})
-        change["adapter"] = adapter
+    change["adapter"] = _adapter(recipe, family)
     if (spec := recipe.validation) is not None:
         update: dict[str, Any] = {"guidance": family.guidance if spec.guidance is None else spec.guidance}
         if resolutions:
@@ -129,6 +124,17 @@ def resolve(recipe: Recipe, family: Family, geometry: Geometry, where: Device) -
             update["seconds"] = spec.seconds or lengths["seconds"]
         change["validation"] = spec.model_copy(update=update)
     return recipe.model_copy(update=change)
+
+
+def _adapter(recipe: Recipe, family: Family) -> AdapterSpec:
+    spec = recipe.adapter
+    if isinstance(spec, LycorisSpec):
+        return spec.filled()
+    if isinstance(spec, LoraSpec) and spec.start:
+        return start.understood(spec, family)
+    if isinstance(spec, LoraSpec) and spec.alpha is None and not spec.ranks:  # else each layer's own rank
+        return spec.model_copy(update={"alpha": float(spec.rank)})
+    return spec
 
 
 # -- problems ----------------------------------------------------------------------------------------------------------

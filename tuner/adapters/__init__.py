@@ -12,7 +12,7 @@ from typing import Any
 
 from ..adapter import Adapter
 from ..family import Family
-from ..recipe import AdapterSpec, FullSpec, LoraSpec, Model, PeftSpec, Recipe
+from ..recipe import AdapterSpec, FullSpec, LoraSpec, LycorisSpec, Model, PeftSpec, Recipe
 from ..types import Parts
 
 
@@ -35,11 +35,26 @@ KINDS: dict[str, Kind] = {
         LoraSpec,
         {"DoRA": {"dora": True}, "rsLoRA": {"rslora": True}, "PiSSA": {"init": "pissa"}, "OLoRA": {"init": "olora"}},
     ),
+    "lycoris": Kind(
+        "LyCORIS",
+        LycorisSpec,
+        {
+            "LoCon": {"algorithm": "locon"},
+            "LoHa": {"algorithm": "loha"},
+            "LoKr": {"algorithm": "lokr"},
+            "DyLoRA": {"algorithm": "dylora"},
+            "IA3": {"algorithm": "ia3"},
+            "diag-OFT": {"algorithm": "diag_oft"},
+            "BOFT": {"algorithm": "boft"},
+            "GLoRA": {"algorithm": "glora"},
+            "full difference": {"algorithm": "full"},
+        },
+    ),
     "full": Kind("Full rank", FullSpec),
     "peft": Kind(
         "Other kinds of peft",
         PeftSpec,
-        {name.upper() if name != "miss" else "MiSS": {"algorithm": name} for name in ("ia3", "miss", "hra")},
+        {"IA3": {"algorithm": "ia3"}, "MiSS": {"algorithm": "miss"}, "HRA": {"algorithm": "hra"}},
     ),
 }
 
@@ -59,15 +74,15 @@ def refuses(family: Family, recipe: Recipe) -> str | None:
     return _module(recipe.adapter.kind).refuses(family, recipe)
 
 
-def refused(family: Family) -> dict[str, str]:
-    """Everything of the table that this family cannot do: kind, or title of a variant → the reason."""
+def refused(family: Family) -> dict[tuple[str, str], str]:
+    """Everything of the table that this family cannot do: (kind, title of the variant or "") → the reason."""
     found = {}
     for kind, about in KINDS.items():
-        for title, settings in {kind: {}, **about.variants}.items():
+        for title, settings in {"": {}, **about.variants}.items():
             asked = {"kind": kind, **settings}
             recipe = Recipe.model_validate(
                 {"family": family.name, "source": "any", "adapter": asked, "data": [{"path": "any"}]}
             )
             if reason := refuses(family, recipe):
-                found[title] = reason
+                found[kind, title] = reason
     return found

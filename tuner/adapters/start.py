@@ -23,6 +23,7 @@ FILE = "pytorch_lora_weights.safetensors"
 PEFT_FILE = "adapter_model.safetensors"
 METADATA = "lora_adapter_metadata"
 ENDINGS = {"lora_A.weight": "down", "lora_B.weight": "up", "lora_magnitude_vector": "magnitude", "lora_B.bias": "bias"}
+PARTS = ("transformer", "unet", "prior", "text_encoder", "text_encoder_2", "text_encoder_3")
 
 
 def find(adapter: str) -> Path:
@@ -60,7 +61,13 @@ def layers_of(path: Path, family: Family) -> list[Layer]:
             stated = json.loads((file.metadata() or {}).get(METADATA, "{}"))
             keys: list[str] = list(file.keys())
             own = [k for k in keys if k.startswith(f"{part}.")]
-            before = f"{part}." if own else next((b for b in ("base_model.model.",) if keys[0].startswith(b)), "")
+            others = ("base_model.model.", *(f"{p}." for p in PARTS))
+            before = f"{part}." if own else next((b for b in others if keys[0].startswith(b)), "")
+            if before.rstrip(".") in PARTS and not own:
+                raise UserError(
+                    f"{path} is an adapter of {before.rstrip('.')}, and {family.title} (family {family.name}) has its "
+                    f"on {part}; take an adapter of this model."
+                )
             modules: dict[str, dict[str, Tensor]] = {}
             for key in keys:
                 module, kind = _split(key.removeprefix(before)) if key.startswith(before) else ("", "")
