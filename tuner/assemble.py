@@ -15,9 +15,11 @@ from torch import Tensor
 
 from . import adapters, assistants, device, optimizers, quantise
 from .adapter import Adapter, Written
+from .adapters import start
 from .data import cache, fill, loader, tensor
 from .errors import UserError, stop_on_errors
 from .extension import Context, Stack
+from .formats.layers import Layer
 from .home import cache_folder
 from .loop import Trainer
 from .prepare import Prepared
@@ -264,7 +266,11 @@ def _validator(
         negative = None
     fps = ready.plan.fps
     pictures = sample_pictures(ready)
-    return Validator(trainer, spec, ready.source, items, conds, negative, dtype, pictures, fps, below.sampling)
+
+    def read(path: Path) -> list[Layer]:
+        return start.layers_of(start.find(str(path)), ready.family)
+
+    return Validator(trainer, spec, ready.source, items, conds, negative, dtype, pictures, fps, below.sampling, read)
 
 
 def exported(job: Job, ready: Prepared, folder: Path) -> list[Written]:

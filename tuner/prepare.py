@@ -221,6 +221,7 @@ def _settings(ready: Prepared) -> Iterator[Problem]:
     yield from _targets(ready)
     yield from _text(ready)
     yield from _sample_settings(ready)
+    yield from _sweeps(ready)
     yield from _media_settings(ready)
     yield from _idle(ready)
     if reason := adapters.refuses(ready.family, recipe):
@@ -295,6 +296,27 @@ def _sample_settings(ready: Prepared) -> Iterator[Problem]:
     if spec.lyrics and len(spec.lyrics) != len(spec.prompts):
         text = f"validate.lyrics has {len(spec.lyrics)} texts for {len(spec.prompts)} prompts; give one for each."
         yield Problem("error", "validate.lyrics", text)
+
+
+def _sweeps(ready: Prepared) -> Iterator[Problem]:
+    """Sweeps that cannot be drawn: their files are read here, so that a run does not end at its first sample."""
+    spec = ready.recipe.validation
+    for i, sweep in enumerate(spec.sweep if spec else []):
+        key = f"validate.sweep.{i}"
+        if [s.label for s in spec.sweep].count(sweep.label) > 1:  # pyrefly: ignore[missing-attribute]
+            yield Problem("error", key, f"{key}.label: {sweep.label!r} stands twice; give each sweep its own label.")
+        if sweep.trained != 1.0 and ready.recipe.adapter.kind == "full":
+            text = f"{key}.trained is {sweep.trained:g}, but a full-rank run has no adapter to weigh; remove it."
+            yield Problem("error", key, text)
+        if sweep.trained == 1.0 and not sweep.adapters:
+            yield Problem(
+                "error", key, f"{key} ({sweep.label}) changes nothing; set trained or adapters, or remove it."
+            )
+        for one in sweep.adapters:
+            try:
+                start.layers_of(start.find(one.path), ready.family)
+            except UserError as error:
+                yield Problem("error", key, f"{key}.adapters: {error}")
 
 
 def _media_settings(ready: Prepared) -> Iterator[Problem]:

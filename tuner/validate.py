@@ -14,9 +14,10 @@ from . import optimizers, sample
 from .family import Request
 from .loop import Trainer
 from .objective import reduce
-from .recipe import ValidateSpec
+from .recipe import Sweep, ValidateSpec
 from .seeds import mix
 from .source import Source
+from .sweep import Read, swept
 from .types import Batch, Cond, Noised, generator
 
 TIMES = (0.1, 0.3, 0.5, 0.7, 0.9)
@@ -42,6 +43,8 @@ class Validator:
     fps: float = 0.0
     sampling: Callable[[], AbstractContextManager[None]] = nullcontext
     """Entered around samples, not around the loss: frozen assistants step back in it."""
+    read: Read = lambda _: ()
+    """How the files of sweeps are read."""
 
     @contextmanager
     def _watching(self) -> Iterator[None]:
@@ -80,18 +83,32 @@ class Validator:
         return float(reduce(self.trainer.score(prediction, plain, cond), plain))
 
     def samples(self, folder: Path, step: int) -> list[dict[str, Any]]:
-        """One picture per prompt into `folder`; returns what the journal says of them."""
-        family, parts = self.trainer.family, self.trainer.parts
+        """Every prompt as the model stands, then under each sweep, into `folder`; what the journal says of them."""
         self._load_decoder()
         said = []
         with self._watching(), sample.as_exported(self.trainer.trained, self.dtype), self.sampling():
-            negative = self._told(self.spec.negative, self.negative) if self.negative is not None else None
-            for i, prompt in enumerate(self.spec.prompts):
-                folder.mkdir(exist_ok=True)
-                request = self._request(i, self._told(prompt, self.prompts[i]), negative)
-                file = sample.save(sample.draw(family, parts, request), folder / f"step-{step:06d}-{i:02d}")
-                said.append({"prompt": prompt, "file": f"{folder.name}/{file.name}", "seed": self.spec.seed})
+            for sweep in (None, *self.spec.sweep):
+                with self._swept(sweep):
+                    said += self._drawn(folder, f"step-{step:06d}", sweep.label if sweep else "")
         self._move_decoder(torch.device("cpu"))
+        return said
+
+    def _swept(self, sweep: Sweep | None) -> AbstractContextManager[None]:
+        if sweep is None:
+            return nullcontext()
+        return swept(sweep, self.trainer.parts.network, self.trainer.adapter, self.read)
+
+    def _drawn(self, folder: Path, stem: str, label: str) -> list[dict[str, Any]]:
+        family, parts = self.trainer.family, self.trainer.parts
+        negative = self._told(self.spec.negative, self.negative) if self.negative is not None else None
+        said = []
+        for i, prompt in enumerate(self.spec.prompts):
+            folder.mkdir(exist_ok=True)
+            request = self._request(i, self._told(prompt, self.prompts[i]), negative)
+            name = f"{stem}-{i:02d}" + (f"-{label}" if label else "")
+            file = sample.save(sample.draw(family, parts, request), folder / name)
+            more = {"sweep": label} if label else {}
+            said.append({"prompt": prompt, "file": f"{folder.name}/{file.name}", "seed": self.spec.seed, **more})
         return said
 
     def _told(self, text: str, cond: Cond) -> Cond:

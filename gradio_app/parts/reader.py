@@ -145,7 +145,8 @@ class Reader:
         for event in self.samples:
             for made in event["files"]:
                 cell = {"file": str(self.folder / made["file"]), "seed": made.get("seed")}
-                rows.setdefault(str(made.get("prompt", "")), {})[int(event["step"])] = cell
+                name = " · ".join(str(made[k]) for k in ("prompt", "sweep") if made.get(k))
+                rows.setdefault(name, {})[int(event["step"])] = cell
         return {"steps": steps, "rows": [{"prompt": p, "cells": [c.get(s) for s in steps]} for p, c in rows.items()]}
 
     def adapter(self) -> Path | None:
