@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import Accelerator
@@ -14,7 +14,7 @@ from accelerate.state import AcceleratorState
 from torch import Tensor
 
 from . import adapters, assistants, device, optimizers
-from .adapter import Written
+from .adapter import Adapter, Written
 from .data import cache, fill, loader, tensor
 from .errors import UserError, stop_on_errors
 from .extension import Context, Stack
@@ -22,9 +22,13 @@ from .home import cache_folder
 from .loop import Trainer
 from .prepare import Prepared
 from .progress import progress
+from .recipe import LoraSpec, Recipe
 from .seeds import mix
 from .types import Cond, on_device
 from .validate import Validator
+
+if TYPE_CHECKING:
+    from .adapters.text import WithText
 
 Say = Callable[..., Any]
 HELD = 4
@@ -53,9 +57,16 @@ def build(ready: Prepared, say: Say) -> Job:
     say("phase", name="load", done=0, of=0)
     trainer = load_trainer(ready, dtype)
     train = ready.recipe.train
-    batches = loader.Loader(ready.sampler, store, keys, ready.family, train.seed, train.caption_dropout, train.workers)
+    batches = loader.Loader(
+        ready.sampler, store, keys, ready.family, train.seed, train.caption_dropout, train.workers, not tells_all(ready)
+    )
     below = assistants.Assistants(ready.recipe.assistants, ready.family, trainer.parts.network)
     return Job(trainer, batches, _validator(ready, trainer, batches, told, dtype, below), below)
+
+
+def tells_all(ready: Prepared) -> bool:
+    """Whether captions are encoded anew in every step and nothing of them is read from the cache."""
+    return getattr(ready.recipe.adapter, "text", None) is not None and ready.family.retells_all
 
 
 def load_trainer(ready: Prepared, dtype: torch.dtype) -> Trainer:
@@ -67,6 +78,10 @@ def load_trainer(ready: Prepared, dtype: torch.dtype) -> Trainer:
     parts = family.load(ready.source, (family.denoiser,), dtype)
     torch.manual_seed(mix(recipe.train.seed, "adapter"))
     adapter = adapters.build(recipe.adapter, family, parts)
+    own, tell, groups = adapter.parameters(), None, []
+    if getattr(recipe.adapter, "text", None) is not None:
+        adapter = _with_text(ready, adapter, dtype)
+        tell, groups = adapter.text.tell, [_text_group(recipe, adapter.text.parameters(), adapter.text.stop)]
     network = parts.network.to(accelerator.device)
     network.train()
     family.ready(network)
@@ -81,11 +96,32 @@ def load_trainer(ready: Prepared, dtype: torch.dtype) -> Trainer:
         return family.shift(latents, cond, scheduler_config) if ready.objective.flow else 1.0
 
     assert recipe.train.timesteps is not None
-    optimizer, scheduler = optimizers.build(recipe.train, adapter.parameters() + stack.parameters())
+    optimizer, scheduler = optimizers.build(recipe.train, own + stack.parameters(), groups)
     return Trainer(
         family, parts, adapter, ready.objective, recipe.train.timesteps, shift, stack,
-        accelerator.prepare(optimizer), scheduler, accelerator, recipe.train, family.reach(ready.source),
+        accelerator.prepare(optimizer), scheduler, accelerator, recipe.train, family.reach(ready.source), tell=tell,
     )  # fmt: skip
+
+
+def _with_text(ready: Prepared, adapter: Adapter, dtype: torch.dtype) -> WithText:
+    """The adapter with the one of the text encoders, which come onto the device."""
+    recipe, family = ready.recipe, ready.family
+    assert isinstance(recipe.adapter, LoraSpec)
+    assert recipe.adapter.text is not None
+    encoders = _encoder(ready, family.retelling_parts(ready.source), dtype).parts
+    torch.manual_seed(mix(recipe.train.seed, "text adapter"))
+    stop = max(1, round((recipe.adapter.text.until or 1.0) * recipe.train.steps))
+    both = adapters.with_text(adapter, recipe.adapter, family, encoders, stop)
+    if recipe.memory.checkpointing:
+        both.text.checkpoint()
+    return both
+
+
+def _text_group(recipe: Recipe, parameters: list[torch.nn.Parameter], stop: int) -> optimizers.Group:
+    assert isinstance(recipe.adapter, LoraSpec)
+    assert recipe.adapter.text is not None
+    assert recipe.adapter.text.lr is not None
+    return optimizers.Group("text", parameters, recipe.adapter.text.lr, stop)
 
 
 def _speed_and_memory(ready: Prepared, network: Any) -> None:
@@ -146,9 +182,11 @@ def fill_text(
 ) -> tuple[int, list[fill.Told]]:
     """Encode every caption and prompt that the cache lacks; returns the number of texts, and what samples are told.
 
-    The last of those is the negative prompt.
+    The last of those is the negative prompt. Nothing is encoded where all of it is told anew in every step.
     """
     samples = told_by_samples(ready, keys)
+    if tells_all(ready):
+        return 0, samples
     told = fill.everything_told(keys, samples)
     if store.missing(told):
         fill.fill_text(store, told, _encoder(ready, ready.family.text_parts, dtype), progress(say, "cache text"))
@@ -210,7 +248,9 @@ def _validator(
     where, pool = trainer.accelerator.device, ready.held if len(ready.held) else ready.trained
     count = min(HELD, len(pool))
     items = [batches.fixed([int(pool[i * len(pool) // count])]).to(where) for i in range(count)]
-    conds = [on_device(batches.cache.get(batches.keys.text(t)), where) for t in told]
+    conds: list[Cond] = [
+        on_device(batches.cache.get(batches.keys.text(t)), where) if batches.text else {} for t in told
+    ]
     assert spec.guidance is not None
     negative = conds.pop() if conds else None
     if not ready.family.wants_negative(ready.source, spec.guidance):

@@ -113,7 +113,7 @@ def resolve(recipe: Recipe, family: Family, geometry: Geometry, where: Device) -
             }
         ),
     }
-    change["adapter"] = _adapter(recipe, family)
+    change["adapter"] = _adapter(recipe, family, change["train"].lr)
     if (spec := recipe.validation) is not None:
         update: dict[str, Any] = {"guidance": family.guidance if spec.guidance is None else spec.guidance}
         if resolutions:
@@ -126,15 +126,21 @@ def resolve(recipe: Recipe, family: Family, geometry: Geometry, where: Device) -
     return recipe.model_copy(update=change)
 
 
-def _adapter(recipe: Recipe, family: Family) -> AdapterSpec:
+def _adapter(recipe: Recipe, family: Family, lr: float) -> AdapterSpec:
     spec = recipe.adapter
     if isinstance(spec, LycorisSpec):
         return spec.filled()
-    if isinstance(spec, LoraSpec) and spec.start:
-        return start.understood(spec, family)
-    if isinstance(spec, LoraSpec) and spec.alpha is None and not spec.ranks:  # else each layer's own rank
-        return spec.model_copy(update={"alpha": float(spec.rank)})
-    return spec
+    if not isinstance(spec, LoraSpec):
+        return spec
+    if spec.start:
+        spec = start.understood(spec, family)
+    elif spec.alpha is None and not spec.ranks:  # else each layer's own rank
+        spec = spec.model_copy(update={"alpha": float(spec.rank)})
+    if (text := spec.text) is None:
+        return spec
+    rank, every = text.rank or spec.rank, text.parts or list(family.trainable_text) or None
+    own = {"rank": rank, "lr": text.lr or lr, "alpha": text.alpha or float(rank), "parts": every}
+    return spec.model_copy(update={"text": text.model_copy(update=own)})
 
 
 # -- problems ----------------------------------------------------------------------------------------------------------
@@ -162,6 +168,7 @@ def _settings(ready: Prepared) -> Iterator[Problem]:
         text = f"train.shift has no meaning for {ready.family.name}, which is no flow model; remove it."
         yield Problem("error", "train.shift", text, {"train.shift": "auto"})
     yield from _targets(ready)
+    yield from _text(ready)
     yield from _sample_settings(ready)
     yield from _media_settings(ready)
     yield from _idle(ready)
@@ -180,6 +187,38 @@ def _targets(ready: Prepared) -> Iterator[Problem]:
     if isinstance(targets, str) and targets not in presets:
         text = f"adapter.targets is {targets!r}; {ready.family.name} has the presets {', '.join(presets)}; choose one."
         yield Problem("error", "adapter.targets", text, {"adapter.targets": "default"})
+
+
+def _text(ready: Prepared) -> Iterator[Problem]:
+    """Training of the text encoders: what cannot be, and what it means for the cache."""
+    text, family, source = getattr(ready.recipe.adapter, "text", None), ready.family, ready.source
+    if text is None:
+        return
+    known = ", ".join(family.trainable_text)
+    if not known:
+        said = f"adapter.text is set, but {family.name} trains without its text encoders ({family.encoders}): "
+        yield Problem(
+            "error", "adapter.text", said + "captions are cached, and no other tool reads such adapters; remove it."
+        )
+        return
+    if lacking := [p for p in family.trainable_text if not source.has(p)]:
+        said = f"adapter.text is set, but source {source.name} has no {', '.join(lacking)}; remove it."
+        yield Problem("error", "adapter.text", said)
+    elif strange := [p for p in text.parts if p not in family.trainable_text]:
+        said = f"adapter.text.parts has {', '.join(strange)}, but {family.name} can train {known}; choose of those."
+        yield Problem("error", "adapter.text.parts", said)
+    else:
+        rest = (
+            "nothing of them is cached" if family.retells_all else f"only what {known} does not say of them is cached"
+        )
+        said = f"{', '.join(text.parts)} trains: captions and prompts are encoded anew in every step, {rest}."
+        yield Problem("note", "adapter.text", said)
+    train = ready.recipe.train
+    if train.optimizer == "prodigy" and text.lr != train.lr:
+        said = (
+            f"adapter.text.lr is {text.lr:g}, but prodigy has one step size for all; set it to train.lr, {train.lr:g}."
+        )
+        yield Problem("error", "adapter.text.lr", said, {"adapter.text.lr": train.lr})
 
 
 def _sample_settings(ready: Prepared) -> Iterator[Problem]:

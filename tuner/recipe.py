@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import fnmatch
 import itertools
+import json
 import math
 import re
 from collections.abc import Iterable, Iterator
@@ -34,6 +35,22 @@ def setting(default: Any, description: str, level: Level = "advanced", **limits:
     return Field(default, description=description, json_schema_extra={"level": level}, **limits)
 
 
+class TextSpec(Model):
+    """A LoRA on the text encoders (CLIP), trained together with the denoiser's."""
+
+    lr: float | None = setting(
+        None, "Learning rate of the text encoders; empty: as train.lr. A third to a half of it is usual", gt=0
+    )
+    rank: int | None = setting(None, "Size of their adapter; empty: as the denoiser's", ge=1)
+    alpha: float | None = setting(None, "Scale is alpha / rank; empty means alpha = rank", gt=0)
+    parts: list[str] | None = setting(
+        None, "Which of them, as text_encoder or text_encoder_2; empty: all that the family can train", min_length=1
+    )
+    until: float | None = setting(
+        None, "Share of the run after which they stand still; empty trains them to the end", gt=0, le=1
+    )
+
+
 class LoraSpec(Model):
     """A LoRA on the denoiser: two small matrices beside each chosen layer (peft)."""
 
@@ -50,6 +67,7 @@ class LoraSpec(Model):
         {}, "Other alphas for some layers, named as in ranks; empty `alpha` means each layer's own rank", "expert"
     )
     dropout: float = setting(0.0, "Share of adapter inputs dropped at random while training", "expert", ge=0, lt=1)
+    text: TextSpec | None = setting(None, "Train the text encoders too; empty leaves them as they are")
     dora: bool = setting(
         False, "Train the size of each output apart from its direction (DoRA): closer to full rank, slower"
     )
@@ -410,6 +428,51 @@ class MemorySpec(Model):
     )
 
 
+class SweptAdapter(Model):
+    """An adapter from elsewhere that samples are drawn with."""
+
+    path: str = Field(
+        description="Run folder, checkpoint folder or adapter file, in any dialect",
+        json_schema_extra={"level": "advanced"},
+    )
+    strength: float = setting(1.0, "Weight of the adapter")
+
+
+class Sweep(Model):
+    """One further way to draw every sample: with other adapters, another strength, or the base alone."""
+
+    label: str = Field(
+        description="Name of its samples", pattern=r"^[\w][\w .+-]{0,39}$", json_schema_extra={"level": "advanced"}
+    )
+    adapters: list[SweptAdapter] = setting([], "Adapters that are put over the model for these samples only")
+    trained: float = setting(1.0, "Strength of the adapter that is being trained; 0 leaves it out")
+
+
+def _sweeps(value: Any) -> Any:
+    """A list, or the path of a JSON file with one; paths in the file are relative to it."""
+    if not isinstance(value, str):
+        return value
+    path = Path(value).expanduser()
+    try:
+        listed = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"the file {value} cannot be read ({error.strerror}); correct its path") from None
+    except ValueError as error:
+        raise ValueError(f"the file {value} is not valid JSON ({error}); correct it") from None
+    if not isinstance(listed, list):
+        raise ValueError(f"the file {value} must hold a list of sweeps with a label each")
+    return _swept_paths(listed, path.parent)
+
+
+def _swept_paths(listed: list[Any], base: Path) -> list[Any]:
+    """Sweeps whose adapters' paths are absolute."""
+    for sweep in listed:
+        for one in (sweep.get("adapters") or []) if isinstance(sweep, dict) else []:
+            if isinstance(one, dict) and isinstance(one.get("path"), str):
+                one["path"] = _placed(one["path"], base)
+    return listed
+
+
 class ValidateSpec(Model):
     """Samples and validation loss during the run, the first at step 0."""
 
@@ -426,6 +489,10 @@ class ValidateSpec(Model):
         [], "Edit and image-to-video tasks: one picture for each prompt, or one for all; empty takes training items"
     )
     lyrics: list[str] = setting([], "Lyrics for each prompt, where the family sings")
+    sweep: Annotated[list[Sweep], BeforeValidator(_sweeps)] = setting(
+        [],
+        "Further samples of every prompt, with other adapters or strengths: a list, or the path of a JSON file with it",
+    )
 
 
 class SaveSpec(Model):
@@ -592,6 +659,9 @@ def _absolute(raw: dict[str, Any], base: Path) -> dict[str, Any]:
     samples = raw.get("validate")
     if isinstance(samples, dict) and "references" in samples:
         samples["references"] = _placed(samples["references"], base)
+    if isinstance(samples, dict) and "sweep" in samples:
+        sweep = samples["sweep"]
+        samples["sweep"] = _swept_paths(sweep, base) if isinstance(sweep, list) else _placed(sweep, base)
     return raw
 
 
