@@ -416,8 +416,26 @@ class TrainSpec(Model):
     workers: int = setting(0, "Processes that prepare batches; 0 uses a thread of the run", "expert", ge=0, le=64)
 
 
+Quantisation = Literal[
+    "none", "auto", "int8", "int4", "fp8_quanto", "int8_bnb", "nf4", "fp8", "int8_torchao", "fp8_torchao"
+]
+
+
 class MemorySpec(Model):
     """What to trade for memory."""
+
+    quantise: Quantisation = setting(
+        "none",
+        "Hold the frozen base in fewer bits. auto: int8, or nf4 where that does not fit; int8, int4, fp8_quanto "
+        "(optimum-quanto); int8_bnb, nf4 (bitsandbytes); fp8 (diffusers, with checkpointing); int8_torchao, "
+        "fp8_torchao",
+    )
+    quantise_text: Quantisation = setting(
+        "none", "The same for the text encoders, which are loaded only to fill the cache"
+    )
+    quantise_skip: list[str] = setting(
+        [], "Layers of the base that keep their precision: a list of layer name endings", "expert"
+    )
 
     checkpointing: bool = setting(False, "Recompute activations in the backward pass: less memory, slower")
     compile: bool = setting(
@@ -574,7 +592,12 @@ def explain(error: ValidationError, origin: str, prefix: str = "", known: type[B
     for item in error.errors(include_url=False):
         where = prefix + ".".join(str(p) for p in _without_tags(item["loc"]))
         if item["type"] == "extra_forbidden":
-            close = difflib.get_close_matches(where, [prefix + k for k in sorted(_keys(known))], 1, 0.6)
+            keys = [prefix + k for k in sorted(_keys(known))]
+            if where in keys:
+                group = where.rpartition(".")[0]
+                yield f"{origin}: {where} is a setting of another {group}.kind; remove it, or change {group}.kind."
+                continue
+            close = difflib.get_close_matches(where, keys, 1, 0.6)
             hint = f"did you mean {close[0]}?" if close else "remove it, or see the README for the settings there are."
             yield f"{origin}: {where} is not a setting; {hint}"
         elif item["type"] == "missing":

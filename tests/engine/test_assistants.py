@@ -62,7 +62,12 @@ def test_below_every_kind_it_is_what_its_own_loader_makes_of_it(tiny, assistant:
     wanted = answer(plain)
     assert (wanted - base).abs().max() > 1e-2
     _, adapter, parts = network(tiny, spec)
-    below = Assistants([AssistantSpec(path=str(assistant), strength=0.5, sampling=0.0)], family, parts.network)
+    below = Assistants(
+        [AssistantSpec(path=str(assistant), strength=0.5, sampling=0.0)],
+        family,
+        Source(str(tiny("flux1")), {}),
+        parts.network,
+    )
     torch.testing.assert_close(answer(parts), wanted, rtol=1e-5, atol=2e-5)
     with below.sampling():
         torch.testing.assert_close(answer(parts), base, rtol=1e-5, atol=2e-5)
@@ -141,6 +146,11 @@ def test_an_assistant_of_another_network_is_refused(tiny, assistant: Path, tmp_p
     state = {k.replace("transformer_blocks.0.", "transformer_blocks.7."): v for k, v in load_file(assistant).items()}
     save_file(state, tmp_path / "other.safetensors")
     family, _, parts = network(tiny, None)
-    with pytest.raises(UserError, match=r"assistants\.0: .* does not fit FLUX\.1 .* which this network lacks"):
-        Assistants([AssistantSpec(path=str(tmp_path / "other.safetensors"))], family, parts.network)
+    with pytest.raises(UserError, match="have no place in this model"):
+        Assistants(
+            [AssistantSpec(path=str(tmp_path / "other.safetensors"))],
+            family,
+            Source(str(tiny("flux1")), {}),
+            parts.network,
+        )
     assert not any(m._forward_hooks for m in parts.network.modules()), "nothing stays behind"

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.families.case import LONG, SHORT, Case, Rig, assert_same
+from tests.families.case import LONG, SHORT, Case, Rig, assert_same, generator, show
 from tests.families.cases import all_cases
 from tuner import adapters, families
 from tuner.recipe import LoraSpec, TextSpec
@@ -123,3 +123,29 @@ def test_off_and_scaled_and_restored(own: Rig) -> None:
     state.pop(next(k for k in state if k.startswith("text_encoder")))
     with pytest.raises(AssertionError, match="differ in"):
         other.load_state_dict(state)
+
+
+def test_the_export_draws_elsewhere_what_it_draws_here(
+    own: Rig, tmp_path: Path, elsewhere: Callable[..., Tensor]
+) -> None:
+    """One file for denoiser and encoders, through the official loader of a process that knows nothing of us."""
+    adapter, _ = trained(own)
+    shape, drawn = own.case.shapes[0], {"num_inference_steps": 2}
+    with torch.no_grad():
+        for p in adapter.inner.parameters():
+            p.add_(torch.randn(p.shape, generator=generator(p.numel())) * 0.05)
+    file = adapter.export(tmp_path, own.source, type(own.official))[0].path
+    setattr(own.official, own.family.denoiser, own.parts.network)
+
+    def here() -> Tensor:
+        return own.case.output(own.case.run(own.official, [SHORT], shape, **drawn, generator=generator(11)))
+
+    without = here()
+    for name, encoder in adapter.text.encoders.items():
+        setattr(own.official, name, encoder.eval())
+    whole = here()
+    wrong = (elsewhere(own.case.name, own.folder, file, own.family.lora_arguments) - whole).abs().max().item()
+    changed = (whole - without).abs().max().item()
+    show(f"{own.case.name}: the encoders' part changes the output by {changed:.1e}, elsewhere differs by {wrong:.1e}")
+    assert changed > 1e-4
+    assert wrong < max(1e-5, 1e-2 * changed)

@@ -2,8 +2,8 @@
 
 With DoRA (Liu et al. 2024), rsLoRA (Kalajdzievski 2023), and the starts PiSSA (Meng et al. 2024) and OLoRA
 (Büyükakyüz 2024). Those two begin with a part of the base's weight, which the base must then lack. Ours is never
-touched: the first factors stand beside the trained ones as a second, frozen adapter of negative scale. So a quantised
-base serves too, `disabled` is the true base, and both adapters stacked are a plain LoRA of twice the rank.
+touched: the first factors stand beside the trained ones as a second, frozen adapter of negative scale. So `disabled` is
+the true base, and both adapters stacked are a plain LoRA of twice the rank, exactly.
 """
 
 from __future__ import annotations
@@ -312,7 +312,6 @@ def _tensors(module: Any) -> dict[str, Tensor]:
 
 def build(spec: LoraSpec, family: Family, parts: Parts) -> Lora:
     """See `adapters.build`."""
-    given = start.layers_of(start.find(spec.start), family) if spec.start else []
     names = layers_for(spec.targets, family, parts.network)
     if spec.bias:
         without = [n for n in names if getattr(parts.network.get_submodule(n), "bias", None) is None]
@@ -321,10 +320,7 @@ def build(spec: LoraSpec, family: Family, parts: Parts) -> Lora:
                 f"adapter.bias is true, but {len(without)} of the layers have none, such as {without[0]}, so that the "
                 "result could not be merged; turn it off, or list layers in adapter.targets that have one."
             )
-    adapter = Lora(spec, parts.network, parts.denoiser, names)
-    if given:
-        adapter.fill(given)
-    return adapter
+    return Lora(spec, parts.network, parts.denoiser, names)
 
 
 def refuses(family: Family, recipe: Recipe) -> str | None:
