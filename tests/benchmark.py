@@ -3,6 +3,9 @@
 step:   our step and a bare loop's (same network, LoRA, batch, optimiser, clipping) in turn, in one process
 start:  CPU-seconds from the command to its first optimiser step, caches empty, 32 captioned pictures
 memory: peak resident memory of a process that trains with us, and of one that runs the bare loop
+
+`python tests/benchmark.py adapters [row ...]`: every kind of adapter and every form of the base on the model that ships
+with the studio, beside a plain LoRA. A row is a title and what it changes in `recipes/demo/style-lora.yaml`.
 """
 
 from __future__ import annotations
@@ -28,10 +31,33 @@ LARGE = dict(
 )
 
 
+ROWS: dict[str, list[str]] = {
+    "LoRA": [],
+    "DoRA": ["adapter.dora=true"],
+    "rsLoRA": ["adapter.rslora=true"],
+    "PiSSA": ["adapter.init=pissa"],
+    "OLoRA": ["adapter.init=olora"],
+    "IA3 (peft)": ["adapter={kind: peft, algorithm: ia3, targets: attention+feed-forward}"],
+    "MiSS": ["adapter={kind: peft, algorithm: miss, rank: 16, targets: attention+feed-forward}"],
+    "HRA": ["adapter={kind: peft, algorithm: hra, rank: 16, targets: attention+feed-forward}"],
+    **{
+        f"LyCORIS {name}": [f"adapter={{kind: lycoris, algorithm: {name}, targets: attention+feed-forward}}"]
+        for name in ("locon", "loha", "lokr", "dylora", "ia3", "diag_oft", "glora", "full")
+    },
+    "full rank": ["adapter={kind: full}"],
+    "LoRA, base int8": ["memory.quantise=int8"],
+    "LoRA, base nf4": ["memory.quantise=nf4"],
+    "LoRA, base fp8": ["memory.quantise=fp8", "memory.checkpointing=true"],
+}
+
+
 def main() -> int:
     """Print all three tables; returns 1 if a bar of the README is missed."""
+    if sys.argv[1:2] == ["adapters"]:
+        return adapters(sys.argv[2:])
     if len(sys.argv) > 1:
-        return {"step": child_step, "start": child_start, "memory": child_memory}[sys.argv[1]](*sys.argv[2:])
+        child_of = {"step": child_step, "start": child_start, "memory": child_memory, "adapter": child_adapter}
+        return child_of[sys.argv[1]](*sys.argv[2:])
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         os.environ["TUNER_HOME"] = str(folder / "home")
@@ -57,6 +83,53 @@ def main() -> int:
         missed += not good
         print(f"start: {statistics.median(starts):.2f} CPU-s to the first step (bar 5.72) {'ok' if good else 'MISSED'}")
     return int(missed > 0)
+
+
+def adapters(wanted: list[str]) -> int:
+    """The table of adapters and bases: each row in a process of its own, ratios to the plain LoRA."""
+    with tempfile.TemporaryDirectory() as name:
+        os.environ["TUNER_HOME"] = name
+        child("adapter", "LoRA")  # fills the caches
+        print("| kind | time per step | trained parameters | optimiser bytes | peak memory |")
+        print("|---|---|---|---|---|")
+        first: dict[str, float] = {}
+        for row in dict.fromkeys(["LoRA", *(wanted or ROWS)]):
+            try:
+                found = child("adapter", row)
+            except SystemExit as error:
+                print(f"| {row} | {str(error).strip().splitlines()[-1]} | | | |")
+                continue
+            first = first or found
+            print(
+                f"| {row} | x{found['ms'] / first['ms']:.2f} ({found['ms']:.0f} ms) | {found['trained']:,.0f} "
+                f"| {found['optimizer'] / 1e6:.2f} MB | {found['mb'] - first['mb']:+.0f} MB |",
+                flush=True,
+            )
+    return 0
+
+
+def child_adapter(row: str) -> int:
+    """CPU time of one step, what trains, what the optimiser holds and the peak resident memory of one row."""
+    import torch
+
+    from tuner import assemble
+    from tuner.events import Journal
+    from tuner.recipe import load
+
+    demo = ROOT / "recipes" / "demo" / "style-lora.yaml"
+    journal = Journal(Path(os.environ["TUNER_HOME"]) / f"{os.getpid()}.jsonl")
+    job = assemble.build(assemble.prepare(load(demo, ROWS[row])), journal)
+    trainer, batches, times = job.trainer, job.loader.steps(0), []
+    for _ in range(12):
+        step = [b.to(trainer.accelerator.device) for b in next(batches)]
+        began = time.process_time()
+        trainer.step(step)
+        times.append((time.process_time() - began) * 1000)
+    state = trainer.optimizer.state_dict()["state"].values()
+    held = sum(v.nbytes for slots in state for v in slots.values() if isinstance(v, torch.Tensor))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    trained = sum(p.numel() for p in trainer.trained)
+    return say({"ms": statistics.median(times[2:]), "trained": trained, "optimizer": held, "mb": peak})
 
 
 def child(*arguments: object) -> dict[str, float]:

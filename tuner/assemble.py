@@ -62,7 +62,7 @@ def build(ready: Prepared, say: Say) -> Job:
     batches = loader.Loader(
         ready.sampler, store, keys, ready.family, train.seed, train.caption_dropout, train.workers, not tells_all(ready)
     )
-    below = assistants.Assistants(ready.recipe.assistants, ready.family, trainer.parts.network)
+    below = assistants.Assistants(ready.recipe.assistants, ready.family, ready.source, trainer.parts.network)
     return Job(trainer, batches, _validator(ready, trainer, batches, told, dtype, below), below)
 
 
@@ -82,6 +82,7 @@ def load_trainer(ready: Prepared, dtype: torch.dtype, say: Say = lambda *_, **__
     place = quantise.Place(recipe.memory.quantise, dtype, accelerator.device)
     with quantise.base(family, parts, place, recipe.memory.quantise_skip, say):
         adapter = adapters.build(recipe.adapter, family, parts)
+        adapters.begin(adapter, recipe.adapter, family, ready.source)
     own, tell, groups = adapter.parameters(), None, []
     if getattr(recipe.adapter, "text", None) is not None:
         adapter = _with_text(ready, adapter, dtype)
@@ -268,7 +269,7 @@ def _validator(
     pictures = sample_pictures(ready)
 
     def read(path: Path) -> list[Layer]:
-        return start.layers_of(start.find(str(path)), ready.family)
+        return start.layers_of(start.find(str(path)), ready.family, ready.source)
 
     return Validator(trainer, spec, ready.source, items, conds, negative, dtype, pictures, fps, below.sampling, read)
 

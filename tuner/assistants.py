@@ -17,18 +17,19 @@ from .errors import Problem, UserError
 from .family import Family
 from .formats.apply import Applied, over
 from .recipe import AssistantSpec, Recipe
+from .source import Source
 
 
 class Assistants:
     """The assistants of one run, over its network. hashes: sha256 of each file."""
 
-    def __init__(self, specs: Sequence[AssistantSpec], family: Family, network: nn.Module) -> None:
+    def __init__(self, specs: Sequence[AssistantSpec], family: Family, source: Source, network: nn.Module) -> None:
         self.specs = specs
         self.applied: list[Applied] = []
         self.hashes: list[str] = []
         for i, spec in enumerate(specs):
             path = start.find(spec.path)
-            layers = start.layers_of(path, family)
+            layers = start.layers_of(path, family, source)
             try:
                 self.applied.append(over(network, layers, spec.strength))
             except (ValueError, RuntimeError) as error:
@@ -70,11 +71,11 @@ def file_hash(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def problems(recipe: Recipe, family: Family) -> Iterator[Problem]:
+def problems(recipe: Recipe, family: Family, source: Source) -> Iterator[Problem]:
     """What `tuner check` can say of the assistants before the network is loaded."""
     for i, spec in enumerate(recipe.assistants):
         try:
-            start.layers_of(start.find(spec.path), family)
+            start.layers_of(start.find(spec.path), family, source)
         except UserError as error:
             yield Problem("error", f"assistants.{i}", f"assistants.{i}.path: {error}")
         if spec.strength == 0.0 and spec.sampling == 0.0:

@@ -85,7 +85,7 @@ def prepare(recipe: Recipe, progress: Callable[[int, int], None] | None = None) 
     where = device.pick()
     device.check_precision(recipe, where)
     geometry = family.geometry(source)
-    recipe = resolve(recipe, family, geometry, where)
+    recipe = resolve(recipe, family, source, geometry, where)
     memory, chosen = quantisation(recipe.memory, family, source, where, device.storage(recipe, where))
     recipe = recipe.model_copy(update={"memory": memory})
     built = [extensions.build(spec, i) for i, spec in enumerate(recipe.extensions)]
@@ -105,7 +105,7 @@ def kinds(family: Family) -> frozenset[Kind]:
     return frozenset({family.modality})
 
 
-def resolve(recipe: Recipe, family: Family, geometry: Geometry, where: Device) -> Recipe:
+def resolve(recipe: Recipe, family: Family, source: Source, geometry: Geometry, where: Device) -> Recipe:
     """The recipe with every default of its family and optimiser written out: what the run folder keeps.
 
     So does the number of CPU threads, on which the last digits of a loss depend: a resumed run takes the same.
@@ -128,7 +128,7 @@ def resolve(recipe: Recipe, family: Family, geometry: Geometry, where: Device) -
             }
         ),
     }
-    change["adapter"] = _adapter(recipe.adapter, family, change["train"].lr)
+    change["adapter"] = _adapter(recipe, family, source, change["train"].lr)
     if (spec := recipe.validation) is not None:
         update: dict[str, Any] = {"guidance": family.guidance if spec.guidance is None else spec.guidance}
         if resolutions:
@@ -139,6 +139,23 @@ def resolve(recipe: Recipe, family: Family, geometry: Geometry, where: Device) -
             update["seconds"] = spec.seconds or lengths["seconds"]
         change["validation"] = spec.model_copy(update=update)
     return recipe.model_copy(update=change)
+
+
+def _adapter(recipe: Recipe, family: Family, source: Source, lr: float) -> AdapterSpec:
+    spec = recipe.adapter
+    if isinstance(spec, LycorisSpec):
+        return spec.filled()
+    if not isinstance(spec, LoraSpec):
+        return spec
+    if spec.start:
+        spec = start.understood(spec, family, source)
+    elif spec.alpha is None and not spec.ranks:  # else each layer's own rank
+        spec = spec.model_copy(update={"alpha": float(spec.rank)})
+    if (text := spec.text) is None:
+        return spec
+    rank, every = text.rank or spec.rank, text.parts or list(family.trainable_text) or None
+    own = {"rank": rank, "lr": text.lr or lr, "alpha": text.alpha or float(rank), "parts": every}
+    return spec.model_copy(update={"text": text.model_copy(update=own)})
 
 
 def quantisation(
@@ -168,24 +185,6 @@ def held(
     pattern = quantise.of_base(family) if part == family.denoiser else quantise.OF_TEXT
     names = [] if method == "none" else quantise.layers(network, pattern, method, skip)
     return quantise.predicted(network, names, method, dtype)
-
-
-def _adapter(spec: AdapterSpec, family: Family, lr: float | None) -> AdapterSpec:
-    """With its defaults written out. lr: the denoiser's."""
-    if isinstance(spec, LycorisSpec):
-        return spec.filled()
-    if not isinstance(spec, LoraSpec):
-        return spec
-    if spec.start:
-        spec = start.understood(spec, family)
-    elif spec.alpha is None and not spec.ranks:  # else each layer's own rank
-        spec = spec.model_copy(update={"alpha": float(spec.rank)})
-    if (text := spec.text) is not None:
-        rank = text.rank or spec.rank
-        own: dict[str, Any] = {"rank": rank, "lr": text.lr or lr, "alpha": text.alpha or float(rank)}
-        own["parts"] = text.parts or list(family.trainable_text) or None
-        spec = spec.model_copy(update={"text": text.model_copy(update=own)})
-    return spec
 
 
 # -- problems ----------------------------------------------------------------------------------------------------------
@@ -226,7 +225,7 @@ def _settings(ready: Prepared) -> Iterator[Problem]:
     yield from _idle(ready)
     if reason := adapters.refuses(ready.family, recipe):
         yield Problem("error", "adapter", reason)
-    yield from assistants.problems(recipe, ready.family)
+    yield from assistants.problems(recipe, ready.family, ready.source)
     if reason := ready.family.refuses(recipe):
         yield Problem("error", "family", reason)
     for i, e in enumerate(ready.extensions):
@@ -314,7 +313,7 @@ def _sweeps(ready: Prepared) -> Iterator[Problem]:
             )
         for one in sweep.adapters:
             try:
-                start.layers_of(start.find(one.path), ready.family)
+                start.layers_of(start.find(one.path), ready.family, ready.source)
             except UserError as error:
                 yield Problem("error", key, f"{key}.adapters: {error}")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,14 +11,18 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from torch import Tensor
 
+from tests.engine.test_runs import losses, pictures, result
 from tests.families.case import SHORT, Rig
 from tests.families.cases import all_cases
 from tests.families.conftest import elsewhere  # noqa: F401  (a fixture)
-from tuner import adapters
+from tuner import adapters, families, recipe
+from tuner.__main__ import main
 from tuner.adapters import lora
 from tuner.errors import UserError
+from tuner.events import follow
 from tuner.formats.layers import Layer
 from tuner.recipe import LoraSpec, PeftSpec, TrainSpec
 from tuner.types import Batch, generator
@@ -112,7 +117,9 @@ def bench(folders: dict[str, Path], family: str, spec: LoraSpec | PeftSpec, seed
     rig = RIGS[family]
     rig.parts.components[rig.family.denoiser] = copy.deepcopy(FRESH[family])
     torch.manual_seed(seed)
-    return Bench(rig, adapters.build(spec, rig.family, rig.parts), FRESH[family])
+    adapter = adapters.build(spec, rig.family, rig.parts)
+    adapters.begin(adapter, spec, rig.family, rig.source)
+    return Bench(rig, adapter, FRESH[family])
 
 
 def merged(base: Any, layers: list[Layer]) -> Any:
@@ -246,19 +253,19 @@ def test_a_run_goes_on_from_an_adapter(folders: dict[str, Path], tmp_path: Path)
 
     on = bench(folders, "flux1", LoraSpec(rank=2, ranks={"to_q": 4}, alphas={"to_k": 5.0}, dora=True))
     on.train(4)
-    live, family = on.answer(), on.rig.family
+    live, family, source = on.answer(), on.rig.family, on.rig.source
     path = str(on.adapter.export(tmp_path, on.rig.source, type(on.rig.official))[0].path)
-    spec = understood(LoraSpec(start=path), family)
-    assert understood(LoraSpec(**spec.model_dump()), family) == spec, "a resumed run reads its own recipe again"
+    spec = understood(LoraSpec(start=path), family, source)
+    assert understood(LoraSpec(**spec.model_dump()), family, source) == spec, "a resumed run reads its own recipe again"
     again = bench(folders, "flux1", spec, seed=5)
     assert again.adapter.shapes == on.adapter.shapes
     close(again.answer(), live)
     with pytest.raises(UserError, match=r"adapter\.rank and adapter\.alpha make 8 .* has 2"):
-        understood(LoraSpec(start=path, rank=8), family)
+        understood(LoraSpec(start=path, rank=8), family, source)
     with pytest.raises(UserError, match=r"adapter\.dora is False"):
-        understood(LoraSpec(start=path, dora=False), family)
+        understood(LoraSpec(start=path, dora=False), family, source)
     with pytest.raises(UserError, match=r"adapter\.start does not fit adapter\.targets"):
-        few = understood(LoraSpec(start=path, targets=["to_q", "to_k"]), family)
+        few = understood(LoraSpec(start=path, targets=["to_q", "to_k"]), family, source)
         bench(folders, "flux1", few.model_copy(update={"ranks": {"to_q": 4}}))
 
 
@@ -267,12 +274,13 @@ def test_an_adapter_of_another_family_is_no_start(folders: dict[str, Path], tmp_
 
     on = bench(folders, "sd1", LoraSpec(rank=2))
     path = str(on.adapter.export(tmp_path, on.rig.source, type(on.rig.official))[0].path)
-    with pytest.raises(UserError, match=r"is an adapter of unet, and FLUX.1 .* has its on transformer"):
-        understood(LoraSpec(start=path), Rig(all_cases()["flux1"], folders["flux1"]).family)
+    flux = bench(folders, "flux1", LoraSpec(rank=2)).rig
+    with pytest.raises(UserError, match=r"does not fit FLUX\.1"):
+        understood(LoraSpec(start=path), flux.family, flux.source)
     other = bench(folders, "z_image", LoraSpec(rank=2))
     path = str(other.adapter.export(tmp_path, other.rig.source, type(other.rig.official))[0].path)
-    with pytest.raises(UserError, match=r"adapter\.targets: .* matches no layer"):
-        bench(folders, "flux1", understood(LoraSpec(start=path), RIGS["flux1"].family))
+    with pytest.raises(UserError, match="does not fit|no place in this model"):
+        bench(folders, "flux1", understood(LoraSpec(start=path), flux.family, flux.source))
 
 
 @pytest.mark.parametrize(
@@ -289,3 +297,101 @@ def test_an_adapter_of_another_family_is_no_start(folders: dict[str, Path], tmp_
 def test_what_fits_no_layer_is_said(family: str, spec: Any, sentence: str, folders: dict[str, Path]) -> None:
     with pytest.raises(UserError, match=sentence):
         bench(folders, family, spec)
+
+
+@pytest.mark.parametrize(
+    "adapter",
+    [
+        {"rank": 4, "alpha": 6.0, "dora": True, "dropout": 0.1, "ranks": {"to_q": 2}},
+        {"rank": 4, "init": "pissa", "init_iterations": 4, "rslora": True},
+        {"kind": "peft", "algorithm": "hra", "rank": 2},
+    ],
+    ids=["dora", "pissa", "hra"],
+)
+def test_a_run_resumes_bit_for_bit(
+    adapter: dict[str, Any], folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without its last checkpoint it does the last steps again: same losses, same file."""
+    monkeypatch.setenv("TUNER_HOME", str(tmp_path / "home"))
+    settings = {
+        "name": "again", "family": "flux1", "source": str(folders["flux1"]), "options": {"max_tokens": 24},
+        "adapter": adapter, "data": [{"path": str(pictures(tmp_path / "pictures", 2))}],
+        "media": {"resolutions": [64]}, "train": {"steps": 4, "lr": 1e-2, "precision": "fp32"}, "save": {"every": 2},
+        "extensions": [{"kind": "ema", "decay": 0.9}],
+    }  # fmt: skip
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(settings))
+    out = tmp_path / "run"
+    assert main(["run", str(tmp_path / "recipe.yaml"), "--out", str(out)]) == 0
+    told, written = losses(out), result(out)
+    shutil.rmtree(out / "checkpoints" / "step-000004")
+    assert main(["resume", str(out)]) == 0
+    assert losses(out) == told
+    assert result(out) == written
+
+
+def test_a_run_starts_from_a_run(folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`adapter.start` is a run folder beside the recipe; its first loss is that of the adapter as it stood."""
+    monkeypatch.setenv("TUNER_HOME", str(tmp_path / "home"))
+    common = {
+        "family": "flux1", "source": str(folders["flux1"]), "options": {"max_tokens": 24},
+        "data": [{"path": str(pictures(tmp_path / "pictures", 2))}], "media": {"resolutions": [64]},
+        "train": {"steps": 3, "lr": 5e-2, "precision": "fp32"}, "validate": {"every": 3},
+    }  # fmt: skip
+    for name, adapter in (("one", {"rank": 3, "alpha": 5.0}), ("two", {"start": "one"})):
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump({**common, "name": name, "adapter": adapter}))
+        assert main(["run", str(tmp_path / f"{name}.yaml"), "--out", str(tmp_path / name)]) == 0
+    seen = [[e["loss"] for e in follow(tmp_path / n / "events.jsonl")[0] if e["kind"] == "validation"] for n in
+            ("one", "two")]  # fmt: skip
+    assert seen[0][-1] == pytest.approx(seen[1][0], rel=1e-6)
+    assert seen[0][0] != pytest.approx(seen[0][-1], rel=1e-3)
+    kept = yaml.safe_load((tmp_path / "two" / "recipe.yaml").read_text())["adapter"]
+    assert (kept["rank"], kept["alpha"]) == (3, 5.0)
+
+
+@pytest.mark.parametrize(
+    ("adapter", "sentence"),
+    [
+        ({"bias": True, "dora": True}, "adapter.bias and adapter.dora exclude each other"),
+        ({"bias": True, "init": "gaussian"}, "adapter.bias needs adapter.init=default, it is gaussian"),
+        ({"dora": True, "init": "olora"}, "leaves the base as it is, but adapter.init is olora"),
+        ({"init": "orthogonal", "ranks": {"to_q": 3}}, "adapter.init=orthogonal needs even ranks, 3 is odd"),
+        ({"init_iterations": 4}, "adapter.init_iterations belongs to adapter.init=pissa"),
+        ({"start": "x", "init": "pissa"}, "adapter.start gives the first values"),
+        ({"start": "x", "rslora": True}, "adapter.start brings its own scale"),
+        ({"ranks": {"(": 3}}, r"adapter.ranks: '(' is no regular expression"),
+        ({"kind": "peft", "algorithm": "ia3", "rank": 4}, "adapter.rank is 4, but ia3 has no rank"),
+        ({"kind": "peft", "algorithm": "hra", "rank": 5}, "adapter.rank is 5; hra begins without effect only"),
+    ],
+)
+def test_contradictions_are_refused_with_the_reason(adapter: dict[str, Any], sentence: str) -> None:
+    made = recipe.parse({"family": "flux1", "source": "any", "adapter": adapter, "data": [{"path": "any"}]})
+    said = adapters.refuses(families.get("flux1")(), made)
+    assert said is not None
+    assert sentence in said
+
+
+@pytest.mark.parametrize(
+    ("adapter", "sentence"),
+    [
+        ({"rank": 0}, "adapter.rank is 0, but "),
+        ({"alpha": 0}, "adapter.alpha is 0, but "),
+        ({"ranks": {"to_q": 0}}, "adapter.ranks.to_q is 0, but "),
+        ({"alphas": {"to_q": 0}}, "adapter.alphas.to_q is 0, but "),
+        ({"kind": "peft", "rank": 0}, "adapter.rank is 0, but "),
+        ({"kind": "peft", "algorithm": "vera"}, "adapter.algorithm is 'vera', but "),
+    ],
+)
+def test_rank_and_alpha_are_above_zero(adapter: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(UserError) as caught:
+        recipe.parse({"family": "flux1", "source": "any", "adapter": adapter, "data": [{"path": "any"}]})
+    assert sentence in str(caught.value)
+
+
+def test_the_catalogue_lists_every_kind_and_who_refuses_it() -> None:
+    from tuner import catalog
+
+    rows = {row["kind"]: row for row in catalog.describe()["adapters"]}
+    assert set(rows) == set(adapters.KINDS)
+    assert all(row["title"] and row["description"] and row["schema"]["properties"] for row in rows.values())
+    assert {"DoRA", "PiSSA"} <= {v["title"] for v in rows["lora"]["variants"]}
+    assert not rows["lora"]["refused"]

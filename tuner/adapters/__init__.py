@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ..adapter import Adapter
 from ..family import Family
 from ..recipe import AdapterSpec, FullSpec, LoraSpec, LycorisSpec, Model, PeftSpec, Recipe
+from ..source import Source
 from ..types import Parts
 
 if TYPE_CHECKING:
@@ -69,6 +70,14 @@ def _module(kind: str) -> Any:
 def build(spec: AdapterSpec, family: Family, parts: Parts) -> Adapter:
     """Attach the adapter that the recipe asks for to the loaded denoiser; loads only its module."""
     return _module(spec.kind).build(spec, family, parts)
+
+
+def begin(adapter: Adapter, spec: AdapterSpec, family: Family, source: Source) -> None:
+    """Give a fresh adapter the values of the one from which the recipe goes on, if it names one."""
+    if isinstance(spec, LoraSpec) and spec.start:
+        module = _module("lora")
+        assert isinstance(adapter, module.Lora)
+        adapter.fill(module.start.lora_of(spec.start, family, source))
 
 
 def refuses(family: Family, recipe: Recipe) -> str | None:

@@ -2,8 +2,8 @@
 
 With DoRA (Liu et al. 2024), rsLoRA (Kalajdzievski 2023), and the starts PiSSA (Meng et al. 2024) and OLoRA
 (Büyükakyüz 2024). Those two begin with a part of the base's weight, which the base must then lack. Ours is never
-touched: the first factors stand beside the trained ones as a second, frozen adapter of negative scale. So a quantised
-base serves too, `disabled` is the true base, and both adapters stacked are a plain LoRA of twice the rank.
+touched: the first factors stand beside the trained ones as a second, frozen adapter of negative scale. So `disabled` is
+the true base, and both adapters stacked are a plain LoRA of twice the rank, exactly.
 """
 
 from __future__ import annotations
@@ -312,7 +312,6 @@ def _tensors(module: Any) -> dict[str, Tensor]:
 
 def build(spec: LoraSpec, family: Family, parts: Parts) -> Lora:
     """See `adapters.build`."""
-    given = start.layers_of(start.find(spec.start), family) if spec.start else []
     names = layers_for(spec.targets, family, parts.network)
     if spec.bias:
         without = [n for n in names if getattr(parts.network.get_submodule(n), "bias", None) is None]
@@ -321,33 +320,45 @@ def build(spec: LoraSpec, family: Family, parts: Parts) -> Lora:
                 f"adapter.bias is true, but {len(without)} of the layers have none, such as {without[0]}, so that the "
                 "result could not be merged; turn it off, or list layers in adapter.targets that have one."
             )
-    adapter = Lora(spec, parts.network, parts.denoiser, names)
-    if given:
-        adapter.fill(given)
-    return adapter
+    return Lora(spec, parts.network, parts.denoiser, names)
 
 
 def refuses(family: Family, recipe: Recipe) -> str | None:
     """See `adapters.refuses`."""
     spec = recipe.adapter
     assert isinstance(spec, LoraSpec)
+    return next((sentence for holds, sentence in _contradictions(spec) if holds), start.wrong_patterns(spec))
+
+
+def _contradictions(spec: LoraSpec) -> list[tuple[bool, str]]:
+    """(whether it holds, what to say of it)."""
     odd = [r for r in (spec.rank, *spec.ranks.values()) if r % 2]
-    contradictions = {
-        "adapter.bias and adapter.dora exclude each other: DoRA has no bias of its own; turn one off.": spec.bias
-        and spec.dora,
-        f"adapter.bias needs adapter.init=default, it is {spec.init}; change one.": spec.bias
-        and spec.init != "default",
-        f"adapter.dora needs a start that leaves the base as it is, but adapter.init is {spec.init}; take default, "
-        "gaussian or orthogonal.": spec.dora and spec.init in ("pissa", "olora"),
-        f"adapter.init=orthogonal needs even ranks, {odd[:1]} is odd; change adapter.rank or adapter.ranks.": spec.init
-        == "orthogonal"
-        and bool(odd),
-        f"adapter.init_iterations belongs to adapter.init=pissa, it is {spec.init}; remove it.": spec.init != "pissa"
-        and spec.init_iterations > 0,
-        f"adapter.start gives the first values, so adapter.init={spec.init} has no meaning; remove one.": spec.start
-        is not None
-        and spec.init != "default",
-        "adapter.start brings its own scale, so adapter.rslora has no meaning; remove it.": spec.start is not None
-        and spec.rslora,
-    }
-    return next((sentence for sentence, holds in contradictions.items() if holds), start.wrong_patterns(spec))
+    begins, moves = spec.start is not None, spec.init in ("pissa", "olora")
+    return [
+        (
+            spec.bias and spec.dora,
+            "adapter.bias and adapter.dora exclude each other: DoRA has no bias of its own; turn one off.",
+        ),
+        (
+            spec.bias and spec.init != "default",
+            f"adapter.bias needs adapter.init=default, it is {spec.init}; change one.",
+        ),
+        (
+            spec.dora and moves,
+            f"adapter.dora needs a start that leaves the base as it is, but adapter.init is {spec.init}; take default, "
+            "gaussian or orthogonal.",
+        ),
+        (
+            spec.init == "orthogonal" and odd != [],
+            f"adapter.init=orthogonal needs even ranks, {max(odd, default=0)} is odd; change it.",
+        ),
+        (
+            spec.init_iterations > 0 and spec.init != "pissa",
+            f"adapter.init_iterations belongs to adapter.init=pissa, it is {spec.init}; remove it.",
+        ),
+        (
+            begins and spec.init != "default",
+            f"adapter.start gives the first values, so adapter.init={spec.init} has no meaning; remove one.",
+        ),
+        (begins and spec.rslora, "adapter.start brings its own scale, so adapter.rslora has no meaning; remove it."),
+    ]

@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
-
-from safetensors import SafetensorError, safe_open
-from torch import Tensor
 
 from .. import checkpoint
 from ..errors import UserError
 from ..family import Family
+from ..formats import dialects, places
 from ..formats.layers import Layer
 from ..recipe import LoraSpec
+from ..source import Source
 
 FILE = "pytorch_lora_weights.safetensors"
 PEFT_FILE = "adapter_model.safetensors"
 METADATA = "lora_adapter_metadata"
-ENDINGS = {"lora_A.weight": "down", "lora_B.weight": "up", "lora_magnitude_vector": "magnitude", "lora_B.bias": "bias"}
-PARTS = ("transformer", "unet", "prior", "text_encoder", "text_encoder_2", "text_encoder_3")
 
 
 def find(adapter: str) -> Path:
@@ -50,61 +47,20 @@ def find(adapter: str) -> Path:
     )
 
 
-def layers_of(path: Path, family: Family) -> list[Layer]:
-    """What an adapter file in the diffusers layout says of the network that `family` trains.
+def layers_of(path: Path, family: Family, source: Source) -> list[Layer]:
+    """What an adapter file, in any dialect, says of the network that `family` trains.
 
-    Raises `UserError` when it is no such file, or changes something else too.
+    Raises `UserError` when it is no such file, or has a key that was not understood.
     """
+    if path.is_dir():
+        raise UserError(f"{path} is a whole model, not an adapter; give an adapter file.")
     part = family.denoiser.removesuffix("_2")
-    try:
-        with safe_open(path, "pt") as file:
-            stated = json.loads((file.metadata() or {}).get(METADATA, "{}"))
-            keys: list[str] = list(file.keys())
-            own = [k for k in keys if k.startswith(f"{part}.")]
-            others = ("base_model.model.", *(f"{p}." for p in PARTS))
-            before = f"{part}." if own else next((b for b in others if keys[0].startswith(b)), "")
-            if before.rstrip(".") in PARTS and not own:
-                raise UserError(
-                    f"{path} is an adapter of {before.rstrip('.')}, and {family.title} (family {family.name}) has its "
-                    f"on {part}; take an adapter of this model."
-                )
-            modules: dict[str, dict[str, Tensor]] = {}
-            for key in keys:
-                module, kind = _split(key.removeprefix(before)) if key.startswith(before) else ("", "")
-                if not kind:
-                    raise UserError(
-                        f"{path} has {key}, which is no part of a LoRA on {part} in the diffusers layout; take a file "
-                        "that is one, such as those in a run's export/diffusers."
-                    )
-                modules.setdefault(module, {})[kind] = file.get_tensor(key)
-    except (OSError, SafetensorError, IndexError) as error:
-        raise UserError(f"{path} cannot be read as an adapter ({error}); take another file.") from None
-    told = {k.removeprefix(f"{part}."): v for k, v in stated.items()}
-    return [Layer(part, m, "lora", t, _alpha(m, t, told)) for m, t in modules.items() if _whole(path, m, t)]
-
-
-def _split(key: str) -> tuple[str, str]:
-    for ending, kind in ENDINGS.items():
-        if key.endswith(f".{ending}"):
-            return key.removesuffix(f".{ending}"), kind
-    return "", ""
-
-
-def _whole(path: Path, module: str, tensors: dict[str, Tensor]) -> bool:
-    if not {"down", "up"} <= set(tensors):
-        raise UserError(f"{path} has only a part of {module}; it is damaged, take another file.")
-    return True
-
-
-def _alpha(module: str, tensors: dict[str, Tensor], told: dict[str, Any]) -> float:
-    """The alpha by which scale = alpha / rank; a file that states none means alpha = rank."""
-    rank = tensors["down"].shape[0]
-    stated = told.get("lora_alpha", rank)
-    for pattern, value in (told.get("alpha_pattern") or {}).items():
-        if re.match(rf"(.*\.)?({pattern})$", module):
-            stated = value
-            break
-    return float(stated) * (math.sqrt(rank) if told.get("use_rslora") else 1.0)
+    networks = {part: places.shapes(source.outline(family.denoiser))}
+    contents = dialects.read(path, family.named(source.config(family.denoiser)), networks)
+    dialects.matched(contents, path, f"{family.title} (family {family.name})")
+    if contents.leftover:
+        raise UserError(f"{dialects.told(contents, path)}; take a file that fits this model whole.")
+    return contents.layers
 
 
 # -- with the recipe ---------------------------------------------------------------------------------------------------
@@ -144,13 +100,24 @@ def _fits(pattern: str, name: str) -> bool:
     return re.fullmatch(rf"(?:.*\.)?(?:{pattern})", name) is not None
 
 
-def understood(spec: LoraSpec, family: Family) -> LoraSpec:
+def lora_of(start: str, family: Family, source: Source) -> list[Layer]:
+    """The layers of the adapter that a LoRA goes on from. Raises `UserError` when it is of another kind."""
+    path = find(start)
+    layers = layers_of(path, family, source)
+    for layer in layers:
+        if layer.kind != "lora" or "mid" in layer.tensors:
+            kind = "a LoRA with a core" if layer.kind == "lora" else f"of the kind {layer.kind}"
+            raise UserError(f"adapter.start: {path} is {kind}, and adapter.kind is lora; start from a plain LoRA.")
+    return [replace(layer, alpha=float(layer.rank or 1) if layer.alpha is None else layer.alpha) for layer in layers]
+
+
+def understood(spec: LoraSpec, family: Family, source: Source) -> LoraSpec:
     """The recipe's adapter with what the file of `start` says written out.
 
     Raises `UserError` when a setting that was given says something else.
     """
     assert spec.start is not None
-    layers = layers_of(find(spec.start), family)
+    layers = lora_of(spec.start, family, source)
     given = {layer.module: (layer.rank or 0, float(layer.alpha or 0)) for layer in layers}
     rank = Counter(r for r, _ in given.values()).most_common(1)[0][0]
     alpha = Counter(a for _, a in given.values()).most_common(1)[0][0]
