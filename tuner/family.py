@@ -113,6 +113,9 @@ class Family:
     """LoRA presets: name → regular expression over full module names; the first is `default`."""
     trainable_text: ClassVar[dict[str, int]] = {}
     """Text encoders that may train: component → how many of its last layers give an answer that nobody reads."""
+    quantised: ClassVar[str] = ""
+    """The linear layers that a quantised base holds in fewer bits, a regular expression over full names; "": all of
+    `blocks`."""
     lora_arguments: dict[str, Any] = {}
     """Further arguments of the pipeline's `load_lora_weights`."""
     names: Names = Names()

@@ -368,8 +368,26 @@ class TrainSpec(Model):
     workers: int = setting(0, "Processes that prepare batches; 0 uses a thread of the run", "expert", ge=0, le=64)
 
 
+Quantisation = Literal[
+    "none", "auto", "int8", "int4", "fp8_quanto", "int8_bnb", "nf4", "fp8", "int8_torchao", "fp8_torchao"
+]
+
+
 class MemorySpec(Model):
     """What to trade for memory."""
+
+    quantise: Quantisation = setting(
+        "none",
+        "Hold the frozen base in fewer bits. auto: int8, or nf4 where that does not fit; int8, int4, fp8_quanto "
+        "(optimum-quanto); int8_bnb, nf4 (bitsandbytes); fp8 (diffusers, with checkpointing); int8_torchao, "
+        "fp8_torchao",
+    )
+    quantise_text: Quantisation = setting(
+        "none", "The same for the text encoders, which are loaded only to fill the cache"
+    )
+    quantise_skip: list[str] = setting(
+        [], "Layers of the base that keep their precision: a list of layer name endings", "expert"
+    )
 
     checkpointing: bool = setting(False, "Recompute activations in the backward pass: less memory, slower")
     compile: bool = setting(

@@ -46,6 +46,7 @@ class StableDiffusion1(Family):
         version="sd_v1",
     )
     trainable_text = {"text_encoder": 0}
+    quantised = _ddpm.QUANTISED
     licence = "CreativeML OpenRAIL-M"
     size = "0.86B"
     predicts = "epsilon, velocity"

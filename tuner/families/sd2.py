@@ -50,6 +50,7 @@ class StableDiffusion2(Family):
         version="sd_v2_v",
     )
     trainable_text = {"text_encoder": 0}
+    quantised = _ddpm.QUANTISED
     licence = "CreativeML Open RAIL++-M"
     size = "0.87B"
     predicts = "velocity, epsilon"
