@@ -33,7 +33,7 @@ class Kind:
 
 
 KINDS: dict[str, Kind] = {
-    "lora": Kind("LoRA", LoraSpec),
+    "lora": Kind("LoRA", LoraSpec, {"text encoders": {"text": {}}}),
     "lycoris": Kind(
         "LyCORIS",
         LycorisSpec,
@@ -65,6 +65,11 @@ def build(spec: AdapterSpec, family: Family, parts: Parts) -> Adapter:
 def refuses(family: Family, recipe: Recipe) -> str | None:
     """A sentence for the user when this family cannot be trained as `recipe.adapter` asks, or its settings contradict
     each other."""
+    if getattr(recipe.adapter, "text", None) is not None and not family.trainable_text:
+        return (
+            f"adapter.text is set, but {family.name} trains without its text encoders ({family.encoders}): captions "
+            "are cached, and no other tool reads such adapters; remove it."
+        )
     return _module(recipe.adapter.kind).refuses(family, recipe)
 
 
