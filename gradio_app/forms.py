@@ -92,7 +92,8 @@ def read(setting: Field, shown: Any) -> Any:
     if setting.kind == "yaml":
         return _yaml(text, setting.default)
     if setting.kind == "lines":
-        return [line.strip() for line in text.splitlines() if line.strip()]
+        lines = [line.strip() for line in text.splitlines() if line.strip()]
+        return lines or (None if setting.empty else [])
     if text == "" and (setting.empty or setting.kind in ("number", "numbers")):
         return None if setting.empty else setting.default
     if setting.kind == "numbers":

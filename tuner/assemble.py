@@ -83,7 +83,7 @@ def load_trainer(ready: Prepared, dtype: torch.dtype, say: Say = lambda *_, **__
     with quantise.base(family, parts, place, recipe.memory.quantise_skip, say):
         adapter = adapters.build(recipe.adapter, family, parts)
         adapters.begin(adapter, recipe.adapter, family, ready.source)
-    own, tell, groups = adapter.parameters(), None, []
+    inner, tell, groups = adapter, None, []
     if getattr(recipe.adapter, "text", None) is not None:
         adapter = _with_text(ready, adapter, dtype)
         tell, groups = adapter.text.tell, [_text_group(recipe, adapter.text.parameters(), adapter.text.stop)]
@@ -101,7 +101,7 @@ def load_trainer(ready: Prepared, dtype: torch.dtype, say: Say = lambda *_, **__
         return family.shift(latents, cond, scheduler_config) if ready.objective.flow else 1.0
 
     assert recipe.train.timesteps is not None
-    optimizer, scheduler = optimizers.build(recipe.train, own + stack.parameters(), groups)
+    optimizer, scheduler = optimizers.build(recipe.train, inner.parameters() + stack.parameters(), groups)
     return Trainer(
         family, parts, adapter, ready.objective, recipe.train.timesteps, shift, stack,
         accelerator.prepare(optimizer), scheduler, accelerator, recipe.train, family.reach(ready.source), tell=tell,

@@ -241,17 +241,11 @@ def _targets(ready: Prepared) -> Iterator[Problem]:
 
 
 def _text(ready: Prepared) -> Iterator[Problem]:
-    """Training of the text encoders: what cannot be, and what it means for the cache."""
+    """Training of the text encoders that the family can train: what cannot be, and what it means for the cache."""
     text, family, source = getattr(ready.recipe.adapter, "text", None), ready.family, ready.source
-    if text is None:
+    if text is None or not family.trainable_text:
         return
     known = ", ".join(family.trainable_text)
-    if not known:
-        said = f"adapter.text is set, but {family.name} trains without its text encoders ({family.encoders}): "
-        yield Problem(
-            "error", "adapter.text", said + "captions are cached, and no other tool reads such adapters; remove it."
-        )
-        return
     if lacking := [p for p in family.trainable_text if not source.has(p)]:
         said = f"adapter.text is set, but source {source.name} has no {', '.join(lacking)}; remove it."
         yield Problem("error", "adapter.text", said)

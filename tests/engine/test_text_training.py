@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from tests.engine.test_data_runs import events
 from tests.engine.test_exports import CALLS, plain
 from tests.engine.test_runs import losses, pictures
-from tuner import assemble, checkpoint, optimizers, prepare, run
+from tuner import adapters, assemble, checkpoint, families, optimizers, prepare, run
 from tuner.__main__ import main
 from tuner.data.cache import Cache
 from tuner.errors import UserError
@@ -297,13 +297,12 @@ def test_what_cannot_be_is_refused(recipe, family: str, text: dict, groups: dict
     assert sentence in str(refused.value)
 
 
-def test_families_without_trainable_encoders_say_why(tiny, recipe, monkeypatch: pytest.MonkeyPatch) -> None:
-    """T5, Qwen and Gemma stay as they are: shown on a family that for once claims to have none that trains."""
-    from tuner.families.sd1 import StableDiffusion1
-
-    monkeypatch.setattr(StableDiffusion1, "trainable_text", {})
-    with pytest.raises(UserError, match=r"sd1 trains without its text encoders .*no other tool reads such adapters"):
-        built(recipe("sd1", {}))
+def test_families_without_trainable_encoders_say_why() -> None:
+    can = {name for name in families.names() if "text encoders" not in adapters.refused(families.get(name)())}
+    assert can == {"sd1", "sd2", "sdxl", "sd3", "flux1"}
+    said = adapters.refused(families.get("z_image")())["text encoders"]
+    assert said.startswith("adapter.text is set, but z_image trains without its text encoders (Qwen3")
+    assert "no other tool reads such adapters" in said
 
 
 def test_groups_without_further_ones_are_as_before() -> None:

@@ -37,7 +37,13 @@ KINDS: dict[str, Kind] = {
     "lora": Kind(
         "LoRA",
         LoraSpec,
-        {"DoRA": {"dora": True}, "rsLoRA": {"rslora": True}, "PiSSA": {"init": "pissa"}, "OLoRA": {"init": "olora"}},
+        {
+            "DoRA": {"dora": True},
+            "rsLoRA": {"rslora": True},
+            "PiSSA": {"init": "pissa"},
+            "OLoRA": {"init": "olora"},
+            "text encoders": {"text": {}},
+        },
     ),
     "lycoris": Kind(
         "LyCORIS",
@@ -83,6 +89,11 @@ def begin(adapter: Adapter, spec: AdapterSpec, family: Family, source: Source) -
 def refuses(family: Family, recipe: Recipe) -> str | None:
     """A sentence for the user when this family cannot be trained as `recipe.adapter` asks, or its settings contradict
     each other."""
+    if getattr(recipe.adapter, "text", None) is not None and not family.trainable_text:
+        return (
+            f"adapter.text is set, but {family.name} trains without its text encoders ({family.encoders}): captions "
+            "are cached, and no other tool reads such adapters; remove it."
+        )
     return _module(recipe.adapter.kind).refuses(family, recipe)
 
 
