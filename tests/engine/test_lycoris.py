@@ -13,15 +13,21 @@ from typing import Any
 import lycoris
 import pytest
 import torch
+import yaml
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
 
+from tests.engine.test_runs import pictures
 from tests.families.case import Rig
 from tests.families.cases import all_cases
 from tuner import adapters
+from tuner.__main__ import main
 from tuner.adapters._lycoris import TENSORS, Change
 from tuner.adapters.lycoris import Lycoris, refuses
+from tuner.checkpoint import WEIGHTS
 from tuner.errors import UserError
+from tuner.events import follow
 from tuner.families import get
 from tuner.formats.layers import Layer
 from tuner.loop import Trainer
@@ -239,6 +245,43 @@ def test_a_row_of_zeros_has_no_direction() -> None:
     weight = torch.randn(3, 4)
     weight[1] = 0
     assert Layer("t", "a", "lora", t, 2.0).delta(weight).isfinite().all()
+
+
+def quantised(how: str, layer: nn.Linear) -> nn.Module:
+    """The layer with its weight in fewer bits."""
+    if how == "int8":
+        quanto = pytest.importorskip("optimum.quanto")
+        made = quanto.quantize_module(layer, weights=quanto.qint8)
+        made.freeze()
+        return made
+    bnb = pytest.importorskip("bitsandbytes")
+    if how == "nf4":
+        made = bnb.nn.Linear4bit(layer.in_features, layer.out_features, True, torch.float32)
+        made.weight = bnb.nn.Params4bit(layer.weight.data, requires_grad=False, quant_type="nf4", module=made)
+        made.support_avx512bf16_for_cpu = False
+    else:
+        made = bnb.nn.Linear8bitLt(layer.in_features, layer.out_features, True, has_fp16_weights=False)
+        made.weight = bnb.nn.Int8Params(layer.weight.data, requires_grad=False, has_fp16_weights=False)
+    made.bias = layer.bias
+    return made.to("cpu")
+
+
+@pytest.mark.parametrize("how", ["int8", "nf4", "int8_bnb"])
+@pytest.mark.parametrize("name", ["locon", "locon-dora", "loha", "lokr", "ia3-in", "diag_oft", "boft", "glora"])
+def test_a_quantised_layer_is_changed_by_what_the_file_says_of_its_numbers(name: str, how: str) -> None:
+    torch.manual_seed(0)
+    layer = quantised(how, nn.Linear(64, 64).requires_grad_(False))
+    change = Change("a", layer, knobs(name)).eval()
+    with torch.no_grad():
+        for p in change.parameters():
+            p.add_(torch.randn_like(p) * 0.2)
+    # the numbers that it multiplies with, whatever holds them
+    weight = (layer(torch.eye(64)) - layer(torch.zeros(1, 64))).T.detach()
+    x = torch.randn(3, 64)
+    live = change(x, layer(x))
+    torch.testing.assert_close(live, functional.linear(x, change.layer("t").delta(weight)), atol=1e-5, rtol=1e-4)
+    live.square().sum().backward()
+    assert all(p.grad is not None for p in change.parameters())
 
 
 # -- settings ----------------------------------------------------------------------------------------------------------
@@ -510,3 +553,50 @@ def test_other_algorithms_by_pattern(rigs: Callable[[str], Rig]) -> None:
         attached(fresh(rigs("flux1")), spec_of("loha", "flux1", tucker=True))
     with pytest.raises(UserError, match=r"adapter\.conv_rank acts on convolutions"):
         attached(fresh(rigs("flux1")), spec_of("loha", "flux1", conv_rank=2))
+
+
+# -- runs --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("algorithm", ["lokr", "loha", "dylora"])
+def test_a_resumed_run_is_the_same_to_the_last_bit(
+    algorithm: str, tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With everything that draws at random: dropouts, and DyLoRA's ranks."""
+    monkeypatch.setenv("TUNER_HOME", str(tmp_path / "home"))
+    adapter = {"kind": "lycoris", "algorithm": algorithm, "rank": 4, "alpha": 2, "dropout": 0.1, "module_dropout": 0.1}
+    settings = {
+        "name": "half", "family": "flux1", "source": str(tiny("flux1")), "adapter": adapter,
+        "options": {"max_tokens": 24}, "data": [{"path": str(pictures(tmp_path / "pictures", 3))}],
+        "media": {"resolutions": [64]}, "train": {"steps": 6, "batch": 2, "lr": 1e-2, "precision": "bf16"},
+        "extensions": [{"kind": "ema", "decay": 0.9}], "save": {"every": 3, "keep": 2},
+    }  # fmt: skip
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(settings))
+    out = tmp_path / "run"
+    assert main(["run", str(tmp_path / "recipe.yaml"), "--out", str(out)]) == 0
+    last, exported = out / "checkpoints" / "step-000006", next((out / "export" / "lycoris").iterdir())
+    kept = tmp_path / "kept"
+    last.rename(kept)
+    file = load_file(exported)
+    exported.unlink()
+    assert main(["resume", str(out)]) == 0
+    losses = [e for e in follow(out / "events.jsonl")[0] if e["kind"] == "step"]
+    assert [e["step"] for e in losses] == [1, 2, 3, 4, 5, 6, 4, 5, 6]
+    assert [e["loss"] for e in losses[3:6]] == [e["loss"] for e in losses[6:]]
+    for one, two in ((load_file(kept / WEIGHTS), load_file(last / WEIGHTS)), (file, load_file(exported))):
+        assert one.keys() == two.keys()
+        assert all(v.equal(two[k]) for k, v in one.items())
+
+
+def test_check_says_what_an_algorithm_lacks(
+    tiny: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TUNER_HOME", str(tmp_path / "home"))
+    settings = {
+        "family": "flux1", "source": str(tiny("flux1")), "adapter": {"kind": "lycoris", "algorithm": "ia3", "alpha": 2},
+        "options": {"max_tokens": 24}, "data": [{"path": str(pictures(tmp_path / "pictures", 1))}],
+        "media": {"resolutions": [64]},
+    }  # fmt: skip
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(settings))
+    assert main(["check", str(tmp_path / "recipe.yaml")]) == 1
+    assert "adapter.alpha has no meaning for the algorithm ia3" in capsys.readouterr().out

@@ -58,13 +58,15 @@ class Change(nn.Module):
             # its scale is alpha / blocks in use; with this it is alpha / ranks in use, and alpha / rank when whole
             alpha = alpha / knobs.block_size  # pyrefly: ignore[unsupported-operation]
         self.inner: Any = CLASSES[knobs.algorithm](
-            name, base, 1.0, rank or 1, alpha or 1.0,
+            name, _plain(base, knobs.dora), 1.0, rank or 1, alpha or 1.0,
             use_tucker=knobs.tucker, use_scalar=knobs.scalar, weight_decompose=knobs.dora,
             wd_on_out=knobs.dora_on != "input", decompose_both=knobs.decompose_both, factor=knobs.factor or -1,
             full_matrix=knobs.full_matrix, unbalanced_factorization=knobs.unbalanced, block_size=knobs.block_size or 1,
             rescaled=knobs.rescaled, constraint=knobs.constraint or 0, train_on_input=knobs.on_input,
         )  # fmt: skip
         self.inner.float()
+        self.inner.org_module = [base]
+        self.inner._org_weight = self.inner.org_bias = None  # the full difference would keep a copy of the base
         if knobs.algorithm == "diag_oft" and self.inner.block_size == 1 and not knobs.rescaled:
             raise UserError(
                 f"adapter.rank is {rank}, which divides the {self.inner.dim} outputs of {name} into blocks of one "
@@ -127,6 +129,16 @@ class Change(nn.Module):
         """What a file says of it."""
         kind, tensors, alpha = TENSORS[self.knobs.algorithm](self.inner)
         return Layer(part, self.name, kind, {k: v.detach() for k, v in tensors.items()}, alpha)
+
+
+def _plain(base: Any, numbers: bool) -> nn.Module:
+    """A layer that lycoris-lora knows in place of a quantised one: of the same size, with its numbers where wanted."""
+    if isinstance(base, Conv) or (type(base) is nn.Linear and type(base.weight) in (nn.Parameter, Tensor)):
+        return base
+    made = nn.Linear(base.in_features, base.out_features, base.bias is not None, device=None if numbers else "meta")
+    if numbers and (weight := plain_weight(base)) is not None:
+        made.weight = nn.Parameter(weight.float(), requires_grad=False)
+    return made
 
 
 def _possible(name: str, base: Any, knobs: LycorisKnobs) -> None:

@@ -199,7 +199,7 @@ def refuses(family: Family, recipe: Recipe) -> str | None:
     for where, knobs in entries.items():
         if reason := _idle(where, knobs) or _contradicts(where, knobs):
             return reason
-        if getattr(recipe.memory, "quantise", None) and knobs.algorithm == "full":
+        if getattr(recipe.memory, "quantise", "none") != "none" and knobs.algorithm == "full":
             return (
                 f"{where}.algorithm is full, which trains the difference of whole weights and gains nothing from "
                 "memory.quantise; turn one of them off."

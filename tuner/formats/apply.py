@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from peft.utils.integrations import dequantize_module_weight
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
@@ -93,6 +94,8 @@ def plain_weight(module: Any) -> Tensor | None:
     weight = getattr(module, "weight", None)
     if not isinstance(weight, Tensor):
         return None
+    if type(weight).__name__ in ("Params4bit", "Int8Params"):  # bitsandbytes: the numbers are codes without their scale
+        return dequantize_module_weight(module).detach()
     if hasattr(weight, "dequantize") and type(weight) is not nn.Parameter and type(weight) is not Tensor:
         return weight.dequantize()  # pyrefly: ignore[missing-argument]
     return weight.detach() if weight.dtype in FLOATS else weight.detach().to(torch.float32)
