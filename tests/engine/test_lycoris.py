@@ -135,10 +135,11 @@ def test_lycoris_own_module_agrees(name: str, base: str) -> None:
     change, layer, x = one(name, base)
     m = change.inner
     if name.startswith("dylora"):  # its own forward draws a rank
-        m.alpha = m.alpha * 1.0
         whole, _ = m.get_diff_weight(rank=(m.block_count - 1) * m.block_size)
         theirs = apply(layer, x, whole)
     else:
+        if name == "full":  # the copy of the base that it keeps and we do not
+            m._org_weight, m.org_bias = [layer.weight.data], None if layer.bias is None else [layer.bias.data]
         theirs = m(x) - layer(x)
     torch.testing.assert_close(change(x, layer(x)), theirs, atol=2e-5, rtol=1e-4)
     torch.testing.assert_close(by_weight(layer, x, change.layer("unet")), theirs, atol=2e-5, rtol=1e-4)
@@ -192,6 +193,21 @@ def test_mixed_precision_is_near_and_learns(name: str, dtype: torch.dtype) -> No
     near.float().square().sum().backward()
     learning = [p for n, p in change.named_parameters() if not n.endswith("_list.0")]  # DyLoRA's first block rests
     assert all(p.grad is not None and p.grad.isfinite().all() and p.dtype is torch.float32 for p in learning)
+    assert (near.float() - exact).norm() < 0.03 * exact.norm()
+
+
+@pytest.mark.parametrize("base", ["linear", "conv"])
+@pytest.mark.parametrize("name", list(KNOBS))
+def test_held_in_bf16_it_answers_nearly_the_same(name: str, base: str) -> None:
+    """As it is for samples on an accelerator: everything in the base's number format, without autocast."""
+    change, layer, x = one(name, base)
+    layer.bfloat16()
+    x = x.bfloat16().float()
+    exact = by_weight(layer.float(), x, change.layer("unet"))
+    layer.bfloat16()
+    for p in change.parameters():
+        p.data = p.data.bfloat16()
+    near = change(x.bfloat16(), layer(x.bfloat16()))
     assert (near.float() - exact).norm() < 0.03 * exact.norm()
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from lycoris.functional import boft, diag_oft, locon
+from lycoris.functional.general import weight_decompose
 from lycoris.logging import logger
 from lycoris.modules.boft import ButterflyOFTModule
 from lycoris.modules.diag_oft import DiagOFTModule
@@ -194,8 +195,9 @@ def _difference(change: Change, x: Tensor, out: Tensor) -> Tensor:
         return weight
     base = plain_weight(change.base)
     assert base is not None
-    base = base.to(weight)
-    return m.apply_weight_decompose(base + weight, 1) - base
+    base = base.float()
+    # float32 also where the adapter is held in fewer bits, as it is for samples
+    return weight_decompose(base + weight.float(), m.dora_scale.float(), 1, m.wd_on_out) - base
 
 
 def _rebuilt(change: Change, x: Tensor, out: Tensor) -> Tensor:
