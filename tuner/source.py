@@ -96,6 +96,13 @@ class Source:
         except (OSError, ValueError) as error:
             raise UserError(f"{path} cannot be read ({error}); download the model again.") from None
 
+    def _class(self, part: str) -> Any:
+        library, name = self.index[part]
+        cls = getattr(_module(library), name, None)
+        if cls is None:
+            raise UserError(f"source {self.name}: {part} wants {library}.{name}, which the installed libraries lack.")
+        return cls
+
     def load(self, part: str, dtype: torch.dtype) -> Any:
         """Load one component with its own class. Networks come frozen and in evaluation mode.
 
@@ -107,10 +114,7 @@ class Source:
         folder = self.folder / part
         if not folder.is_dir():
             raise UserError(f"source {self.name} lacks the folder {part}/; download the whole model.")
-        library, name = self.index[part]
-        cls = getattr(_module(library), name, None)
-        if cls is None:
-            raise UserError(f"source {self.name}: {part} wants {library}.{name}, which the installed libraries lack.")
+        library, cls = self.index[part][0], self._class(part)
         network = issubclass(cls, torch.nn.Module)
         if library == "transformers":  # its bars are longer than the loading of small models, and break ours
             importlib.import_module("transformers.utils.logging").disable_progress_bar()
@@ -120,6 +124,21 @@ class Source:
             first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise UserError(f"source {self.name}: {part} could not be loaded ({first}); download it again.") from error
         return loaded.requires_grad_(False).eval() if network else loaded
+
+    def outline(self, part: str) -> torch.nn.Module:
+        """A component's network without its weights, on the meta device: what they will be, from its configuration.
+
+        Raises `UserError` where the configuration does not fit its class.
+        """
+        cls = self._class(part)
+        try:
+            with torch.device("meta"), torch.random.fork_rng(devices=[]):
+                if hasattr(cls, "load_config"):
+                    return cls.from_config(cls.load_config(self.folder / part))
+                return cls(cls.config_class.from_pretrained(self.folder / part))
+        except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
+            first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise UserError(f"source {self.name}: {part} has no usable configuration ({first}).") from error
 
     def file(self, name: str) -> Path | None:
         """A file at the top of the model that belongs to no component, None when there is none."""
