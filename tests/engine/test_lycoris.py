@@ -21,7 +21,7 @@ from torch.nn import functional
 from tests.engine.test_runs import pictures
 from tests.families.case import Rig
 from tests.families.cases import all_cases
-from tuner import adapters
+from tuner import adapters, quantise
 from tuner.__main__ import main
 from tuner.adapters._lycoris import TENSORS, Change
 from tuner.adapters.lycoris import Lycoris, refuses
@@ -330,6 +330,16 @@ def test_settings_that_do_nothing_are_refused(adapter: dict[str, Any], says: str
     assert re.search(says, reason), reason
 
 
+def test_over_a_quantised_base_what_cannot_begin_as_the_base_is_refused() -> None:
+    asked = recipe(algorithm="locon", dora=True)
+    for method, refused in (("fp8", True), ("nf4", False)):
+        memory = asked.memory.model_copy(update={"quantise": method})
+        reason = refuses(get("flux1")(), asked.model_copy(update={"memory": memory}))
+        assert ("dora" in (reason or "")) == refused
+    full = recipe(algorithm="full").model_copy(update={"memory": asked.memory.model_copy(update={"quantise": "int8"})})
+    assert "whole weights" in (refuses(get("flux1")(), full) or "")
+
+
 def test_settings_that_are_written_out_are_still_taken() -> None:
     """What the run folder keeps is what was asked for, and asks for the same again."""
     for name in KNOBS:
@@ -569,6 +579,42 @@ def test_other_algorithms_by_pattern(rigs: Callable[[str], Rig]) -> None:
         attached(fresh(rigs("flux1")), spec_of("loha", "flux1", tucker=True))
     with pytest.raises(UserError, match=r"adapter\.conv_rank acts on convolutions"):
         attached(fresh(rigs("flux1")), spec_of("loha", "flux1", conv_rank=2))
+
+
+@pytest.mark.parametrize(
+    ("method", "name"),
+    [
+        ("int8", "lokr"), ("int8", "diag_oft"), ("int8_bnb", "loha"), ("int8_bnb", "locon-dora"), ("nf4", "lokr"),
+        ("nf4", "locon-dora"), ("nf4", "diag_oft"), ("fp8", "lokr"), ("fp8", "glora"), ("fp8", "diag_oft"),
+    ],
+)  # fmt: skip
+def test_it_trains_over_a_quantised_network(method: str, name: str, rigs: Callable[[str], Rig]) -> None:
+    if method == "int8":
+        pytest.importorskip("optimum.quanto")
+    elif method != "fp8":
+        pytest.importorskip("bitsandbytes")
+    rig = fresh(rigs("flux1"))
+    said: list[str] = []
+    place = quantise.Place(method, torch.float32, torch.device("cpu"))
+    with quantise.base(rig.family, rig.parts, place, [], lambda *_, **__: said.append(method)):
+        adapter = attached(rig, spec_of(name, "flux1"))
+    assert said
+    rig.parts.network.enable_gradient_checkpointing()
+    with adapter.disabled():
+        base = question(rig)()
+    # int8_bnb rounds what goes in as well, and with it the last digits
+    torch.testing.assert_close(question(rig)(), base, atol=2e-3 if method == "int8_bnb" else 1e-5, rtol=1e-5)
+    losses = trained(rig, adapter)
+    assert sum(losses[-2:]) < sum(losses[:2]), losses
+    whole, state = question(rig)(), adapter.state_dict()
+    assert {v.dtype for v in state.values()} == {torch.float32}
+    with adapter.disabled():
+        assert question(rig)().equal(base)
+    with torch.no_grad():
+        for p in adapter.parameters():
+            p.zero_()
+    adapter.load_state_dict(state)
+    assert question(rig)().equal(whole)
 
 
 # -- runs --------------------------------------------------------------------------------------------------------------

@@ -199,10 +199,15 @@ def refuses(family: Family, recipe: Recipe) -> str | None:
     for where, knobs in entries.items():
         if reason := _idle(where, knobs) or _contradicts(where, knobs):
             return reason
-        if getattr(recipe.memory, "quantise", "none") != "none" and knobs.algorithm == "full":
+        if recipe.memory.quantise != "none" and knobs.algorithm == "full":
             return (
                 f"{where}.algorithm is full, which trains the difference of whole weights and gains nothing from "
                 "memory.quantise; turn one of them off."
+            )
+        if recipe.memory.quantise == "fp8" and knobs.dora:
+            return (
+                f"{where}.dora measures the base's weights before memory.quantise=fp8 rounds them, so that training "
+                "would not begin as the base; take another way to quantise, or turn dora off."
             )
     return None
 
