@@ -101,15 +101,15 @@ class Lycoris:
         return {"format": "pt", STATED: json.dumps(self.spec.model_dump(mode="json"))}
 
     def layers(self) -> list[Layer]:
-        """What files say of the adapter."""
-        return [c.layer(self.part) for c in self.changes]
+        """What files say of the adapter: on the CPU, in float32."""
+        return [_on_cpu(c.layer(self.part)) for c in self.changes]
 
     def export(self, folder: Path, source: Source, pipeline: Any) -> list[Written]:
         """Write `folder/lycoris/adapter.safetensors`, open it again and compare.
 
         An adapter that is nothing but LoRA is also written as `folder/diffusers/pytorch_lora_weights.safetensors`.
         """
-        layers = [_on_cpu(layer) for layer in self.layers()]
+        layers = self.layers()
         wanted: dict[str, Tensor] = {}
         for layer, change in zip(layers, self.changes, strict=True):
             wanted |= keys(layer, change.axes)
@@ -131,7 +131,7 @@ class Lycoris:
 
 
 def _on_cpu(layer: Layer) -> Layer:
-    return Layer(layer.part, layer.module, layer.kind, on_cpu(layer.tensors), layer.alpha)
+    return Layer(layer.part, layer.module, layer.kind, on_cpu({k: v.float() for k, v in layer.tensors.items()}), layer.alpha)
 
 
 # -- files -------------------------------------------------------------------------------------------------------------
