@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch import Tensor
 
-from . import adapters, device, optimizers, quantise
+from . import adapters, assistants, device, optimizers, quantise
 from .adapter import Adapter, Written
 from .data import cache, fill, loader, tensor
 from .errors import UserError, stop_on_errors
@@ -42,6 +42,7 @@ class Job:
     trainer: Trainer
     loader: loader.Loader
     validator: Validator | None
+    assistants: assistants.Assistants
 
 
 def build(ready: Prepared, say: Say) -> Job:
@@ -59,7 +60,8 @@ def build(ready: Prepared, say: Say) -> Job:
     batches = loader.Loader(
         ready.sampler, store, keys, ready.family, train.seed, train.caption_dropout, train.workers, not tells_all(ready)
     )
-    return Job(trainer, batches, _validator(ready, trainer, batches, told, dtype))
+    below = assistants.Assistants(ready.recipe.assistants, ready.family, trainer.parts.network)
+    return Job(trainer, batches, _validator(ready, trainer, batches, told, dtype, below), below)
 
 
 def tells_all(ready: Prepared) -> bool:
@@ -240,7 +242,12 @@ def _encoder(ready: Prepared, names: Sequence[str], place: quantise.Place, say: 
 
 
 def _validator(
-    ready: Prepared, trainer: Trainer, batches: loader.Loader, told: list[fill.Told], dtype: torch.dtype
+    ready: Prepared,
+    trainer: Trainer,
+    batches: loader.Loader,
+    told: list[fill.Told],
+    dtype: torch.dtype,
+    below: assistants.Assistants,
 ) -> Validator | None:
     """Held items, or a few of the training ones spread over the data, and the prompts' conditions."""
     if (spec := ready.recipe.validation) is None:
@@ -256,7 +263,8 @@ def _validator(
     if not ready.family.wants_negative(ready.source, spec.guidance):
         negative = None
     fps = ready.plan.fps
-    return Validator(trainer, spec, ready.source, items, conds, negative, dtype, sample_pictures(ready), fps)
+    pictures = sample_pictures(ready)
+    return Validator(trainer, spec, ready.source, items, conds, negative, dtype, pictures, fps, below.sampling)
 
 
 def exported(job: Job, ready: Prepared, folder: Path) -> list[Written]:

@@ -42,18 +42,18 @@ def _family(cls: type[Family]) -> dict[str, Any]:
     }
 
 
-def _adapter(kind: str, about: Kind, refused: dict[str, dict[str, str]]) -> dict[str, Any]:
-    """refused: family → {kind or title of a variant: reason}."""
+def _adapter(kind: str, about: Kind, refused: dict[str, dict[tuple[str, str], str]]) -> dict[str, Any]:
+    """refused: family → {(kind, variant): reason}."""
 
     def by_family(title: str) -> dict[str, str]:
-        return {family: reasons[title] for family, reasons in refused.items() if title in reasons}
+        return {f: reasons[kind, title] for f, reasons in refused.items() if (kind, title) in reasons}
 
     return {
         "kind": kind,
         "title": about.title,
         "description": (about.settings.__doc__ or "").strip().splitlines()[0],
         "schema": about.settings.model_json_schema(),
-        "refused": by_family(kind),
+        "refused": by_family(""),
         "variants": [
             {"title": title, "settings": settings, "refused": by_family(title)}
             for title, settings in about.variants.items()

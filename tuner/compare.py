@@ -16,9 +16,9 @@ import yaml
 from pydantic import Field, ValidationError
 from safetensors import SafetensorError
 
-from . import checkpoint, device, families, prepare, quantise, sample
+from . import device, families, prepare, quantise, sample
 from .adapters import lora
-from .adapters.lora import FILE
+from .adapters.start import find
 from .adapters.text import read_by, weigh
 from .data import tensor
 from .device import Device
@@ -70,30 +70,6 @@ def read(path: Path) -> Comparison:
         raise UserError(f"The request {path} cannot be read ({error}); check the file.") from None
     except ValidationError as error:
         raise UserError("\n".join(explain(error, str(path), "", Comparison))) from None
-
-
-def find(adapter: str) -> Path:
-    """The file or model folder that a run folder, a checkpoint or a path stands for. Raises `UserError`."""
-    path = Path(adapter).expanduser()
-    for candidate in (
-        path / "export" / "diffusers" / FILE,
-        path / "export" / "diffusers" / lora.PEFT_FILE,
-        path / "export" / "model",
-        path / checkpoint.WEIGHTS,
-        path / FILE,
-        path / lora.PEFT_FILE,
-    ):
-        if candidate.exists():
-            return candidate
-    if path.is_file() and path.suffix != ".safetensors":
-        raise UserError(f"{adapter} is no .safetensors file; other formats can hold programs and are not opened.")
-    if path.is_file() or (path / "model_index.json").is_file():
-        return path
-    if whole := checkpoint.complete(path):
-        return whole[-1] / checkpoint.WEIGHTS
-    raise UserError(
-        f"{adapter} holds no adapter: no export, no checkpoint, no model; let the run reach a checkpoint first."
-    )
 
 
 def draw(wanted: Comparison, folder: Path, say: Callable[..., Any], controls: Controls) -> str:

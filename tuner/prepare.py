@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from . import adapters, device, extensions, families, optimizers, quantise
+from . import adapters, assistants, device, extensions, families, optimizers, quantise
+from .adapters import start
 from .data import index, plan, sampler
 from .data.item import Kind
 from .device import Device
@@ -19,7 +20,7 @@ from .extension import Extension, Stack
 from .family import Family, Geometry
 from .home import cache_folder
 from .objective import Objective
-from .recipe import MemorySpec, Recipe
+from .recipe import AdapterSpec, LoraSpec, LycorisSpec, MemorySpec, Recipe
 from .source import Source
 
 LISTED = 200
@@ -127,16 +128,7 @@ def resolve(recipe: Recipe, family: Family, geometry: Geometry, where: Device) -
             }
         ),
     }
-    if recipe.adapter.kind == "lycoris":
-        change["adapter"] = recipe.adapter.filled()
-    if recipe.adapter.kind == "lora":
-        whole: dict[str, Any] = {"alpha": recipe.adapter.alpha or float(recipe.adapter.rank)}
-        if (text := recipe.adapter.text) is not None:
-            rank, lr = text.rank or recipe.adapter.rank, text.lr or change["train"].lr
-            every = text.parts or list(family.trainable_text) or None
-            own = {"rank": rank, "lr": lr, "alpha": text.alpha or float(rank), "parts": every}
-            whole["text"] = text.model_copy(update=own)
-        change["adapter"] = recipe.adapter.model_copy(update=whole)
+    change["adapter"] = _adapter(recipe.adapter, family, change["train"].lr)
     if (spec := recipe.validation) is not None:
         update: dict[str, Any] = {"guidance": family.guidance if spec.guidance is None else spec.guidance}
         if resolutions:
@@ -178,6 +170,24 @@ def held(
     return quantise.predicted(network, names, method, dtype)
 
 
+def _adapter(spec: AdapterSpec, family: Family, lr: float | None) -> AdapterSpec:
+    """With its defaults written out. lr: the denoiser's."""
+    if isinstance(spec, LycorisSpec):
+        return spec.filled()
+    if not isinstance(spec, LoraSpec):
+        return spec
+    if spec.start:
+        spec = start.understood(spec, family)
+    elif spec.alpha is None and not spec.ranks:  # else each layer's own rank
+        spec = spec.model_copy(update={"alpha": float(spec.rank)})
+    if (text := spec.text) is not None:
+        rank = text.rank or spec.rank
+        own: dict[str, Any] = {"rank": rank, "lr": text.lr or lr, "alpha": text.alpha or float(rank)}
+        own["parts"] = text.parts or list(family.trainable_text) or None
+        spec = spec.model_copy(update={"text": text.model_copy(update=own)})
+    return spec
+
+
 # -- problems ----------------------------------------------------------------------------------------------------------
 
 
@@ -215,6 +225,7 @@ def _settings(ready: Prepared) -> Iterator[Problem]:
     yield from _idle(ready)
     if reason := adapters.refuses(ready.family, recipe):
         yield Problem("error", "adapter", reason)
+    yield from assistants.problems(recipe, ready.family)
     if reason := ready.family.refuses(recipe):
         yield Problem("error", "family", reason)
     for i, e in enumerate(ready.extensions):

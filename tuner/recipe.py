@@ -24,8 +24,8 @@ class Model(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, coerce_numbers_to_str=True)
 
 
-PATHS = frozenset({"path", "mask", "control", "reference"})
-"""Settings of a data set that are paths."""
+PATHS = frozenset({"path", "mask", "control", "reference", "start"})
+"""Settings of data sets and adapters that are paths."""
 
 Level = Literal["basic", "advanced", "expert"]
 
@@ -52,7 +52,7 @@ class TextSpec(Model):
 
 
 class LoraSpec(Model):
-    """A LoRA on the denoiser (peft)."""
+    """A LoRA on the denoiser: two small matrices beside each chosen layer (peft)."""
 
     kind: Literal["lora"] = "lora"
     rank: int = setting(16, "Size of the adapter: higher learns more detail and makes a larger file", "basic", ge=1)
@@ -60,8 +60,48 @@ class LoraSpec(Model):
     targets: str | list[str] = setting(
         "default", "Which layers get an adapter: a preset name of the family, or a list of layer name endings"
     )
+    ranks: dict[str, Annotated[int, Field(ge=1)]] = setting(
+        {}, "Other ranks for some layers: endings of their names (regular expressions), the first that fits", "expert"
+    )
+    alphas: dict[str, Annotated[float, Field(gt=0)]] = setting(
+        {}, "Other alphas for some layers, named as in ranks; empty `alpha` means each layer's own rank", "expert"
+    )
     dropout: float = setting(0.0, "Share of adapter inputs dropped at random while training", "expert", ge=0, lt=1)
     text: TextSpec | None = setting(None, "Train the text encoders too; empty leaves them as they are")
+    dora: bool = setting(
+        False, "Train the size of each output apart from its direction (DoRA): closer to full rank, slower"
+    )
+    rslora: bool = setting(False, "Scale by alpha / sqrt(rank) (rsLoRA), so that high ranks learn as fast", "expert")
+    bias: bool = setting(False, "Train a bias too, where every chosen layer has one", "expert")
+    init: Literal["default", "gaussian", "orthogonal", "pissa", "olora"] = setting(
+        "default",
+        "First values. default, gaussian, orthogonal: random; pissa: the main singular directions of each weight; "
+        "olora: its QR decomposition",
+        "expert",
+    )
+    init_iterations: int = setting(
+        0, "pissa: iterations of a fast approximate decomposition, 4 to 16; 0 decomposes exactly", "expert", ge=0, le=64
+    )
+    start: str | None = setting(
+        None,
+        "Go on from this adapter: a file, a run folder or a checkpoint. Ranks, alphas and layers are taken from it",
+    )
+
+
+class PeftSpec(Model):
+    """An adapter of another kind on the denoiser (peft)."""
+
+    kind: Literal["peft"] = "peft"
+    algorithm: Literal["ia3", "miss", "hra"] = setting(
+        "ia3",
+        "ia3: one factor per output of a layer, the smallest adapter there is; miss: one shared block per layer, "
+        "cheaper than a LoRA; hra: a chain of reflections, which keeps what a layer tells apart",
+        "basic",
+    )
+    rank: int = setting(16, "Size of the adapter (miss, hra)", "basic", ge=1)
+    targets: str | list[str] = setting(
+        "default", "Which layers get an adapter: a preset name of the family, or a list of layer name endings"
+    )
 
 
 class FullSpec(Model):
@@ -189,8 +229,16 @@ def _lora_by_default(value: Any) -> Any:
 
 
 AdapterSpec = Annotated[
-    LoraSpec | LycorisSpec | FullSpec, Field(discriminator="kind"), BeforeValidator(_lora_by_default)
+    LoraSpec | LycorisSpec | FullSpec | PeftSpec, Field(discriminator="kind"), BeforeValidator(_lora_by_default)
 ]
+
+
+class AssistantSpec(Model):
+    """An adapter that is loaded frozen below the one that trains."""
+
+    path: str = Field(description="Adapter file, run folder or checkpoint", json_schema_extra={"level": "advanced"})
+    strength: float = setting(1.0, "Its strength while training and in the validation loss")
+    sampling: float = setting(0.0, "Its strength in validation samples; 0 shows the result as it will be used")
 
 
 class ColumnsSpec(Model):
@@ -497,6 +545,9 @@ class Recipe(Model):
     )
     options: dict[str, Any] = setting({}, "Settings that only this family has", "advanced")
     adapter: AdapterSpec = LoraSpec()
+    assistants: list[AssistantSpec] = setting(
+        [], "Adapters loaded frozen while this one trains, and not part of the result (de-distillation of turbo models)"
+    )
     data: list[DataSet] = Field(description="What to train on", min_length=1, json_schema_extra={"level": "basic"})
     media: MediaSpec = MediaSpec()
     train: TrainSpec = TrainSpec()
@@ -570,7 +621,7 @@ def _short(value: Any) -> str:
 
 def _without_tags(loc: tuple[Any, ...]) -> list[Any]:
     """Drop what pydantic puts into a location for unions: the chosen tag or type name."""
-    tags = {"lora", "full", "logit_normal", "uniform", "mode", "beta"}
+    tags = {"lora", "full", "peft", "lycoris", "logit_normal", "uniform", "mode", "beta"}
     kept: list[Any] = []
     for part in loc:
         text = str(part)
@@ -624,6 +675,10 @@ def _absolute(raw: dict[str, Any], base: Path) -> dict[str, Any]:
         for key in PATHS:
             if isinstance(data, dict) and key in data:
                 data[key] = _placed(data[key], base)
+    for given in [raw.get("adapter"), *(raw.get("assistants") or [])]:
+        for key in ("path", "start"):
+            if isinstance(given, dict) and given.get(key) is not None:
+                given[key] = _placed(given[key], base)
     samples = raw.get("validate")
     if isinstance(samples, dict) and "references" in samples:
         samples["references"] = _placed(samples["references"], base)
@@ -678,7 +733,8 @@ def _override(raw: dict[str, Any], text: str) -> None:
     if isinstance(target, list):
         _set_item(target, parts[-1], parsed, text)
     else:
-        target[parts[-1]] = _local(parts[-1], parsed) if key == "source" or parts[0] == "data" else parsed
+        own = key == "source" or parts[0] in ("data", "adapter", "assistants")
+        target[parts[-1]] = _local(parts[-1], parsed) if own else parsed
 
 
 def _number(value: Any) -> Any:

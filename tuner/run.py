@@ -258,6 +258,7 @@ class Run:
             "scheduler": trainer.scheduler.state_dict(),
             "scaler": trainer.accelerator.scaler.state_dict() if trainer.accelerator.scaler else {},
             "extensions": trainer.stack.state_dict(),
+            "assistants": self.job.assistants.hashes,
         }
         path = checkpoint.save(self.folder, trainer.index, weights, trainer.adapter.metadata(), state)
         checkpoint.prune(self.folder, self.ready.recipe.save.keep)
@@ -266,6 +267,7 @@ class Run:
     def restore(self, folder: Path) -> None:
         """Take everything back from a checkpoint."""
         weights, state = checkpoint.load(folder)
+        self.job.assistants.must_be(state.get("assistants", []))
         trainer = self.job.trainer
         trainer.adapter.load_state_dict({**weights, **state["live"]})
         trainer.optimizer.load_state_dict(state["optimizer"])

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,8 @@ class Validator:
     pictures: Sequence[tuple[Any, ...]] = ()
     """What each sample starts from (PIL), for tasks that need it."""
     fps: float = 0.0
+    sampling: Callable[[], AbstractContextManager[None]] = nullcontext
+    """Entered around samples, not around the loss: frozen assistants step back in it."""
 
     @contextmanager
     def _watching(self) -> Iterator[None]:
@@ -82,7 +84,7 @@ class Validator:
         family, parts = self.trainer.family, self.trainer.parts
         self._load_decoder()
         said = []
-        with self._watching(), sample.as_exported(self.trainer.trained, self.dtype):
+        with self._watching(), sample.as_exported(self.trainer.trained, self.dtype), self.sampling():
             negative = self._told(self.spec.negative, self.negative) if self.negative is not None else None
             for i, prompt in enumerate(self.spec.prompts):
                 folder.mkdir(exist_ok=True)

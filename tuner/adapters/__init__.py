@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..adapter import Adapter
 from ..family import Family
-from ..recipe import AdapterSpec, FullSpec, LoraSpec, LycorisSpec, Model, Recipe
+from ..recipe import AdapterSpec, FullSpec, LoraSpec, LycorisSpec, Model, PeftSpec, Recipe
 from ..types import Parts
 
 if TYPE_CHECKING:
@@ -33,7 +33,11 @@ class Kind:
 
 
 KINDS: dict[str, Kind] = {
-    "lora": Kind("LoRA", LoraSpec),
+    "lora": Kind(
+        "LoRA",
+        LoraSpec,
+        {"DoRA": {"dora": True}, "rsLoRA": {"rslora": True}, "PiSSA": {"init": "pissa"}, "OLoRA": {"init": "olora"}},
+    ),
     "lycoris": Kind(
         "LyCORIS",
         LycorisSpec,
@@ -50,6 +54,11 @@ KINDS: dict[str, Kind] = {
         },
     ),
     "full": Kind("Full rank", FullSpec),
+    "peft": Kind(
+        "Other kinds of peft",
+        PeftSpec,
+        {"IA3": {"algorithm": "ia3"}, "MiSS": {"algorithm": "miss"}, "HRA": {"algorithm": "hra"}},
+    ),
 }
 
 
@@ -68,17 +77,17 @@ def refuses(family: Family, recipe: Recipe) -> str | None:
     return _module(recipe.adapter.kind).refuses(family, recipe)
 
 
-def refused(family: Family) -> dict[str, str]:
-    """Everything of the table that this family cannot do: kind, or title of a variant → the reason."""
+def refused(family: Family) -> dict[tuple[str, str], str]:
+    """Everything of the table that this family cannot do: (kind, title of the variant or "") → the reason."""
     found = {}
     for kind, about in KINDS.items():
-        for title, settings in {kind: {}, **about.variants}.items():
+        for title, settings in {"": {}, **about.variants}.items():
             asked = {"kind": kind, **settings}
             recipe = Recipe.model_validate(
                 {"family": family.name, "source": "any", "adapter": asked, "data": [{"path": "any"}]}
             )
             if reason := refuses(family, recipe):
-                found[title] = reason
+                found[kind, title] = reason
     return found
 
 

@@ -1,94 +1,180 @@
-"""LoRA (Hu et al. 2021) through peft, written in diffusers layout with rank and alpha in the metadata."""
+"""LoRA (Hu et al. 2021) through peft, written in diffusers layout with rank and alpha in the metadata.
+
+With DoRA (Liu et al. 2024), rsLoRA (Kalajdzievski 2023), and the starts PiSSA (Meng et al. 2024) and OLoRA
+(Büyükakyüz 2024). Those two begin with a part of the base's weight, which the base must then lack. Ours is never
+touched: the first factors stand beside the trained ones as a second, frozen adapter of negative scale. So a quantised
+base serves too, `disabled` is the true base, and both adapters stacked are a plain LoRA of twice the rank.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import re
 import shutil
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
 import peft
+import torch
 from peft.tuners.lora import LoraLayer
+from peft.tuners.lora.layer import Linear
+from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ..adapter import Written, on_cpu, take
+from ..adapter import Written, on_cpu
 from ..errors import UserError
 from ..family import Family
+from ..formats.apply import plain_weight
+from ..formats.layers import Layer
 from ..recipe import LoraSpec, Recipe
 from ..source import Source
 from ..types import Parts
+from . import start
+from ._injected import Injected, blended, layers_for
+from .start import FILE, METADATA, PEFT_FILE
 
-FILE = "pytorch_lora_weights.safetensors"
-PEFT_FILE = "adapter_model.safetensors"
-METADATA = "lora_adapter_metadata"
+FIRST = "first"
+"""Name in peft of the frozen adapter that holds the first factors."""
+Shapes = dict[str, tuple[int, float]]
+"""Layer → (rank, alpha); the scale is alpha / rank."""
 
 
-class Lora:
+class Lora(Injected):
     """A LoRA on the denoiser. Its state has the names of the exported file: `transformer.<layer>.lora_A.weight`."""
 
     def __init__(self, spec: LoraSpec, denoiser: nn.Module, part: str, layers: list[str]) -> None:
-        alpha = spec.rank if spec.alpha is None else spec.alpha
-        self.config = peft.LoraConfig(r=spec.rank, lora_alpha=alpha, lora_dropout=spec.dropout, target_modules=layers)
-        self.denoiser: Any = denoiser.requires_grad_(False)
-        # the second expert of a model is written under the first one's name: a loader is told which it is for
-        self.part = part.removesuffix("_2")
-        if hasattr(denoiser, "add_adapter"):
-            self.denoiser.add_adapter(self.config)  # pyrefly: ignore[not-callable]
-        else:  # networks of diffusers without its PeftAdapterMixin
-            peft.inject_adapter_in_model(self.config, self.denoiser)
-        self.layers = [m for m in denoiser.modules() if isinstance(m, LoraLayer)]
-        if len(self.layers) != len(layers):
-            raise AssertionError(f"peft attached to {len(self.layers)} layers, {len(layers)} were asked for")
-        self.names = {n: self._stable(n) for n, p in denoiser.named_parameters() if p.requires_grad}
-        for p in self.parameters():
-            p.data = p.data.float()
+        self.shapes = start.shapes(spec, layers)
+        self.doubled = spec.init in ("pissa", "olora")
+        simple = {"gaussian": "gaussian"}.get(spec.init, True)
+        own = {"lora_dropout": spec.dropout, "use_dora": spec.dora, "lora_bias": spec.bias, "init_lora_weights": simple}
+        super().__init__(config(self.shapes, layers, own), denoiser, part, layers)
+        if spec.init in ("orthogonal", "pissa", "olora"):
+            for name, module in self.modules.items():
+                self._begin(name, module, spec)
+        for module in self.modules.values():
+            for p in _tensors(module).values():
+                p.data = p.data.float()
+        self._freeze()
 
-    def _stable(self, name: str) -> str:
-        return f"{self.part}.{name.replace('.default.', '.')}"
+    def _begin(self, name: str, module: Any, spec: LoraSpec) -> None:
+        """Take the first factors from a stand-in with a copy of the weight, which peft may change as it likes."""
+        rank, alpha = self.shapes[name]
+        weight = plain_weight(module.base_layer)
+        assert weight is not None
+        if self.doubled and rank > min(weight.shape[0], weight[0].numel()):
+            raise UserError(
+                f"adapter.init is {spec.init}, but {name} is {weight.shape[0]} x {weight[0].numel()} and has no {rank} "
+                "directions; lower adapter.rank, or give this layer its own in adapter.ranks."
+            )
+        copy = nn.Linear(weight[0].numel(), weight.shape[0], bias=False, device="meta")
+        copy.weight = nn.Parameter(weight.float().flatten(1).clone(), requires_grad=False)
+        how = f"pissa_niter_{spec.init_iterations}" if spec.init == "pissa" and spec.init_iterations else spec.init
+        settings = peft.LoraConfig(init_lora_weights=how)
+        stand_in = Linear(copy, "default", config=settings, r=rank, lora_alpha=alpha)
+        if self.doubled:
+            module.update_layer(FIRST, rank, lora_alpha=alpha, config=peft.LoraConfig())
+            module.scaling[FIRST] = -module.scaling["default"]
+            module.set_adapter(["default", FIRST])
+        with torch.no_grad():
+            for adapter in ("default", *([FIRST] if self.doubled else [])):
+                for matrices in (module.lora_A, module.lora_B):
+                    own = matrices[adapter].weight
+                    given = stand_in.lora_A if matrices is module.lora_A else stand_in.lora_B
+                    own.data = given["default"].weight.data.reshape(own.shape).to(own.device, copy=True)
 
-    def parameters(self) -> list[nn.Parameter]:
-        """See `Adapter.parameters`."""
-        own = dict(self.denoiser.named_parameters())
-        return [own[n] for n in self.names]
+    def _freeze(self) -> None:
+        for module in self.modules.values() if self.doubled else ():
+            for matrices in (module.lora_A, module.lora_B):
+                matrices[FIRST].weight.requires_grad_(False)
+
+    def _enable(self, on: bool) -> None:
+        super()._enable(on)
+        self._freeze()
 
     @contextmanager
     def scaled(self, strength: float) -> Iterator[None]:
         """See `Adapter.scaled`."""
-        kept = [dict(layer.scaling) for layer in self.layers]
-        for layer, scaling in zip(self.layers, kept, strict=True):
-            layer.scaling = {k: v * strength for k, v in scaling.items()}
+        if self.config.use_dora:  # its scale is within a norm
+            with super().scaled(strength):
+                yield
+            return
+        kept = [(module, dict(module.scaling)) for module in self.modules.values()]
+        for module, scaling in kept:
+            module.scaling = {k: v * strength for k, v in scaling.items()}
         try:
             yield
         finally:
-            for layer, scaling in zip(self.layers, kept, strict=True):
-                layer.scaling = scaling
+            for module, scaling in kept:
+                module.scaling = scaling
 
-    @contextmanager
-    def disabled(self) -> Iterator[None]:
-        """See `Adapter.disabled`."""
-        for layer in self.layers:
-            layer.enable_adapters(False)
-        try:
-            yield
-        finally:
-            for layer in self.layers:
-                layer.enable_adapters(True)
+    def layers(self) -> list[Layer]:
+        """The adapter as it stands, in the form of all files; float32, on the CPU."""
+        found = []
+        for name, module in self.modules.items():
+            t = on_cpu(_tensors(module))
+            alpha = self.shapes[name][1]
+            tensors = {"down": t["A"], "up": t["B"]}
+            if self.doubled:
+                tensors = {"down": torch.cat([t["A"], t["A0"]]), "up": torch.cat([t["B"], -t["B0"]], dim=1)}
+                alpha *= 2
+            if "magnitude" in t:
+                tensors["magnitude"] = t["magnitude"].flatten()  # [out], also where peft has [1, out, 1, 1]
+            if "bias" in t:
+                tensors["bias"] = t["bias"]
+            found.append(Layer(self.part, name, "lora", tensors, alpha))
+        return found
+
+    def fill(self, layers: Sequence[Layer]) -> None:
+        """Take the values of `layers`, whose ranks and alphas are this adapter's. Raises `UserError` for others."""
+        given = {layer.module: layer for layer in layers}
+        if missing := sorted(set(self.modules) ^ set(given)):
+            more = "it has" if missing[0] in given else "it lacks"
+            raise UserError(
+                f"adapter.start does not fit adapter.targets: {more} {missing[0]} ({len(missing)} layers differ); "
+                "leave adapter.targets out to train the layers that it has."
+            )
+        names = {"A": "down", "B": "up", "magnitude": "magnitude", "bias": "bias"}
+        with torch.no_grad():
+            for name, module in self.modules.items():
+                for ours, own in _tensors(module).items():
+                    value = given[name].tensors.get(names[ours])
+                    if value is None or value.numel() != own.numel():
+                        shape = "missing" if value is None else list(value.shape)
+                        raise UserError(
+                            f"adapter.start does not fit this model: {name} ({names[ours]}) is {shape} there and "
+                            f"{list(own.shape)} here; take an adapter of this model."
+                        )
+                    own.copy_(value.reshape(own.shape))
 
     def state_dict(self) -> dict[str, Tensor]:
-        """See `Adapter.state_dict`."""
-        own = dict(self.denoiser.named_parameters())
-        return on_cpu({stable: own[name] for name, stable in self.names.items()})
+        """See `Adapter.state_dict`. Where the first factors are kept, both adapters as one: it is a plain LoRA."""
+        state = super().state_dict()
+        if self.doubled:
+            for layer in self.layers():
+                stem = f"{self.part}.{layer.module}"
+                state[f"{stem}.lora_A.weight"] = layer.tensors["down"]
+                state[f"{stem}.lora_B.weight"] = layer.tensors["up"]
+        return state
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """See `Adapter.load_state_dict`."""
-        back = {stable: name for name, stable in self.names.items()}
-        take(self.denoiser, {back.get(k, k): v for k, v in state.items()}, set(self.names))
+        if not self.doubled:
+            super().load_state_dict(state)
+            return
+        own = dict(state)
+        for name, module in self.modules.items():
+            a, b = (f"{self.part}.{name}.lora_{x}.weight" for x in "AB")
+            if a in own and b in own:
+                (own[a], first_a), (own[b], first_b) = own[a].chunk(2), own[b].chunk(2, dim=1)
+                with torch.no_grad():
+                    module.lora_A[FIRST].weight.copy_(first_a)
+                    module.lora_B[FIRST].weight.copy_(-first_b)
+        super().load_state_dict(own)
 
     def metadata(self) -> dict[str, str]:
         """What diffusers reads from the header: without it a file whose alpha is not its rank loads wrongly."""
@@ -96,43 +182,54 @@ class Lora:
         return {"format": "pt", METADATA: stated}
 
     def _plain(self) -> dict[str, Any]:
-        return {k: sorted(v) if isinstance(v, set) else v for k, v in self.config.to_dict().items()}
+        """The configuration of the plain LoRA that the state is."""
+        times = 2 if self.doubled else 1
+        shapes = {name: (times * rank, times * alpha) for name, (rank, alpha) in self.shapes.items()}
+        kept = {k: getattr(self.config, k) for k in ("lora_dropout", "use_dora", "lora_bias")}
+        return plain(config(shapes, list(shapes), kept))
 
     def export(self, folder: Path, source: Source, pipeline: Any) -> list[Written]:
-        """Write `folder/diffusers/pytorch_lora_weights.safetensors`, open it again and compare.
+        """Write `folder/diffusers/pytorch_lora_weights.safetensors`, open it again and compare."""
+        return [write(folder, pipeline, self.denoiser, (self.part, self.state_dict(), self._plain()))]
 
-        Through the pipeline's own writer where it has one. For pipelines without LoRA support the same file has the
-        layers' names without a prefix, as the network's own `load_lora_adapter(folder, prefix=None)` reads them; for
-        networks without that either, peft's `adapter_model.safetensors` stands with its `adapter_config.json`.
-        """
-        target, partial = folder / "diffusers", folder / ".partial-diffusers"
-        shutil.rmtree(partial, ignore_errors=True)
-        live = self.state_dict()
-        layers = {k.removeprefix(f"{self.part}."): v for k, v in live.items()}
-        kind = layout(pipeline, self.denoiser)
-        if kind == "pipeline":
-            name = self.part
-            settings = {f"{name}_lora_layers": layers, f"{name}_lora_adapter_metadata": self._plain()}
-            pipeline.save_lora_weights(partial, **settings)
-            wanted, file, stated = {f"{name}.{k}": v for k, v in layers.items()}, FILE, f"{name}.lora_alpha"
+
+def write(
+    folder: Path, pipeline: Any, denoiser: nn.Module, what: tuple[str, dict[str, Tensor], dict[str, Any]]
+) -> Written:
+    """A LoRA as diffusers reads it, opened again and compared. what: part, state, configuration of peft.
+
+    Through the pipeline's own writer where it has one. For pipelines without LoRA support the same file has the
+    layers' names without a prefix, as the network's own `load_lora_adapter(folder, prefix=None)` reads them; for
+    networks without that either, peft's `adapter_model.safetensors` stands with its `adapter_config.json`.
+    """
+    part, state, plain = what
+    target, partial = folder / "diffusers", folder / ".partial-diffusers"
+    shutil.rmtree(partial, ignore_errors=True)
+    layers = {k.removeprefix(f"{part}."): v for k, v in state.items()}
+    kind = layout(pipeline, denoiser) if plain["peft_type"] == "LORA" else "peft"
+    if kind == "pipeline":
+        pipeline.save_lora_weights(
+            partial, **{f"{part}_lora_layers": layers, f"{part}_lora_adapter_metadata": dict(plain)}
+        )
+        wanted, file, before = {f"{part}.{k}": v for k, v in layers.items()}, FILE, f"{part}."
+    else:
+        partial.mkdir(parents=True)
+        if kind == "network":
+            wanted, file, before = layers, FILE, ""
         else:
-            partial.mkdir(parents=True)
-            if kind == "network":
-                wanted, file, stated = layers, FILE, "lora_alpha"
-            else:
-                wanted, file, stated = {f"base_model.model.{k}": v for k, v in layers.items()}, PEFT_FILE, "lora_alpha"
-                text = json.dumps({**self._plain(), "base_model_name_or_path": None}, indent=2, default=str)
-                (partial / "adapter_config.json").write_text(text + "\n", encoding="utf-8")
-            header = {"format": "pt", METADATA: json.dumps(self._plain(), default=str)}
-            save_file(wanted, partial / file, header)
-        with safe_open(partial / file, "pt") as written:
-            same = set(written.keys()) == set(wanted) and all(written.get_tensor(k).equal(v) for k, v in wanted.items())
-            said = json.loads((written.metadata() or {}).get(METADATA, "{}"))
-        if not same or said.get(stated) != self.config.lora_alpha:
-            raise AssertionError(f"{partial / file} differs from the trained adapter")
-        shutil.rmtree(target, ignore_errors=True)
-        partial.rename(target)
-        return [Written(target / file, "diffusers", ("diffusers",))]
+            wanted, file, before = {f"base_model.model.{k}": v for k, v in layers.items()}, PEFT_FILE, ""
+            text = json.dumps({**plain, "base_model_name_or_path": None}, indent=2, default=str)
+            (partial / "adapter_config.json").write_text(text + "\n", encoding="utf-8")
+        save_file(wanted, partial / file, {"format": "pt", METADATA: json.dumps(plain, default=str)})
+    with safe_open(partial / file, "pt") as written:
+        same = set(written.keys()) == set(wanted) and all(written.get_tensor(k).equal(v) for k, v in wanted.items())
+        said = json.loads((written.metadata() or {}).get(METADATA, "{}"))
+    stated = ("r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_dora", "target_modules")
+    if not same or any(said.get(before + k) != plain[k] for k in stated if k in plain):
+        raise AssertionError(f"{partial / file} differs from the trained adapter")
+    shutil.rmtree(target, ignore_errors=True)
+    partial.rename(target)
+    return Written(target / file, "diffusers", ("diffusers",) if plain["peft_type"] == "LORA" else ("peft",))
 
 
 def layout(pipeline: Any, denoiser: nn.Module) -> Literal["pipeline", "network", "peft"]:
@@ -145,7 +242,7 @@ def layout(pipeline: Any, denoiser: nn.Module) -> Literal["pipeline", "network",
 def attach(family: Family, parts: Parts, path: Path, strength: float) -> None:
     """Load an exported file or a checkpoint's adapter into the denoiser as any other program does, at a strength."""
     pipe, network = family.pipe(parts), parts.network
-    kind = layout(pipe, network)
+    kind = layout(pipe, network) if _is_lora(path) else "peft"
     if kind == "pipeline":
         pipe.load_lora_weights(
             str(path.parent), weight_name=path.name, adapter_name="contender", **family.lora_arguments
@@ -158,11 +255,19 @@ def attach(family: Family, parts: Parts, path: Path, strength: float) -> None:
         )
     else:
         _inject(network, path, f"{parts.denoiser}.")
-    layers = [m for m in network.modules() if isinstance(m, LoraLayer)]
+    layers: list[Any] = [m for m in network.modules() if isinstance(m, BaseTunerLayer)]
     if not layers:
         raise ValueError("none of its layers is one of this network's")
     for layer in layers:
-        layer.scaling = {k: v * strength for k, v in layer.scaling.items()}
+        if isinstance(layer, LoraLayer) and not layer.lora_magnitude_vector:
+            layer.scaling = {k: v * strength for k, v in layer.scaling.items()}
+        elif strength != 1.0:
+            blended(layer, strength)
+
+
+def _is_lora(path: Path) -> bool:
+    with safe_open(path, "pt") as file:
+        return not any(k.rpartition(".")[2] in ("ia3_l", "miss_block", "hra_u") for k in file.keys())  # noqa: SIM118
 
 
 def _inject(network: nn.Module, path: Path, part: str) -> None:
@@ -171,40 +276,78 @@ def _inject(network: nn.Module, path: Path, part: str) -> None:
         stated = json.loads((file.metadata() or {}).get(METADATA, "{}"))
         state = {k.removeprefix("base_model.model.").removeprefix(part): file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
     config = {k.removeprefix(part): v for k, v in stated.items()}
-    known = {f.name for f in dataclasses.fields(peft.LoraConfig)}
-    peft.inject_adapter_in_model(peft.LoraConfig(**{k: v for k, v in config.items() if k in known}), network)
+    cls = peft.PEFT_TYPE_TO_CONFIG_MAPPING[config.get("peft_type") or "LORA"]
+    known = {f.name for f in dataclasses.fields(cls)} - {"peft_type"}
+    peft.inject_adapter_in_model(cls(**{k: v for k, v in config.items() if k in known}), network)
     if unplaced := peft.set_peft_model_state_dict(network, state).unexpected_keys:
         raise ValueError(f"{len(unplaced)} tensors have no place, such as {unplaced[0]}")
 
 
-def layers_for(targets: str | list[str], family: Family, denoiser: nn.Module) -> list[str]:
-    """Full names of the layers that get an adapter. Raises `UserError` when the targets match none."""
-    linear = [n for n, m in denoiser.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)]
-    if isinstance(targets, str):
-        if targets not in family.targets:
-            known = ", ".join(family.targets)
-            raise UserError(
-                f"adapter.targets is {targets!r}; {family.name} has the presets {known}; or give a list of layers."
-            )
-        found = [n for n in linear if re.fullmatch(family.targets[targets], n)]
-    else:
-        found = [n for n in linear if any(n == t or n.endswith(f".{t}") for t in targets)]
-        unused = [t for t in targets if not any(n == t or n.endswith(f".{t}") for n in linear)]
-        if unused:
-            endings = sorted({re.sub(r"^.*?\.\d+\.", "", n) for n in linear})
-            raise UserError(
-                f"adapter.targets: {', '.join(unused)} matches no layer; layers end in {', '.join(endings[:40])}."
-            )
-    if not found:
-        raise UserError(f"adapter.targets {targets!r} matches no layer of this model; choose another preset.")
+def config(shapes: Shapes, layers: list[str], own: dict[str, Any]) -> peft.LoraConfig:
+    """peft's configuration: the commonest rank and alpha, and by full name where a layer has others."""
+    rank = Counter(r for r, _ in shapes.values()).most_common(1)[0][0]
+    alpha = Counter(a for _, a in shapes.values()).most_common(1)[0][0]
+    ranks = {name: r for name, (r, _) in shapes.items() if r != rank}
+    alphas = {name: a for name, (_, a) in shapes.items() if a != alpha}
+    given = {"r": rank, "lora_alpha": alpha, "rank_pattern": ranks, "alpha_pattern": alphas, "target_modules": layers}
+    return peft.LoraConfig(**given, **own)
+
+
+def plain(config: peft.PeftConfig) -> dict[str, Any]:
+    """A configuration of peft as plain values."""
+    return {k: sorted(v) if isinstance(v, set) else v for k, v in config.to_dict().items()}
+
+
+def _tensors(module: Any) -> dict[str, Tensor]:
+    """The parameters of one layer of peft; A0 and B0 are the frozen first factors."""
+    found: dict[str, Tensor] = {"A": module.lora_A["default"].weight, "B": module.lora_B["default"].weight}
+    if FIRST in module.lora_A:
+        found |= {"A0": module.lora_A[FIRST].weight, "B0": module.lora_B[FIRST].weight}
+    if "default" in module.lora_magnitude_vector:
+        found["magnitude"] = module.lora_magnitude_vector["default"].weight
+    if module.lora_B["default"].bias is not None:
+        found["bias"] = module.lora_B["default"].bias
     return found
 
 
 def build(spec: LoraSpec, family: Family, parts: Parts) -> Lora:
     """See `adapters.build`."""
-    return Lora(spec, parts.network, parts.denoiser, layers_for(spec.targets, family, parts.network))
+    given = start.layers_of(start.find(spec.start), family) if spec.start else []
+    names = layers_for(spec.targets, family, parts.network)
+    if spec.bias:
+        without = [n for n in names if getattr(parts.network.get_submodule(n), "bias", None) is None]
+        if without:
+            raise UserError(
+                f"adapter.bias is true, but {len(without)} of the layers have none, such as {without[0]}, so that the "
+                "result could not be merged; turn it off, or list layers in adapter.targets that have one."
+            )
+    adapter = Lora(spec, parts.network, parts.denoiser, names)
+    if given:
+        adapter.fill(given)
+    return adapter
 
 
 def refuses(family: Family, recipe: Recipe) -> str | None:
     """See `adapters.refuses`."""
-    return None
+    spec = recipe.adapter
+    assert isinstance(spec, LoraSpec)
+    odd = [r for r in (spec.rank, *spec.ranks.values()) if r % 2]
+    contradictions = {
+        "adapter.bias and adapter.dora exclude each other: DoRA has no bias of its own; turn one off.": spec.bias
+        and spec.dora,
+        f"adapter.bias needs adapter.init=default, it is {spec.init}; change one.": spec.bias
+        and spec.init != "default",
+        f"adapter.dora needs a start that leaves the base as it is, but adapter.init is {spec.init}; take default, "
+        "gaussian or orthogonal.": spec.dora and spec.init in ("pissa", "olora"),
+        f"adapter.init=orthogonal needs even ranks, {odd[:1]} is odd; change adapter.rank or adapter.ranks.": spec.init
+        == "orthogonal"
+        and bool(odd),
+        f"adapter.init_iterations belongs to adapter.init=pissa, it is {spec.init}; remove it.": spec.init != "pissa"
+        and spec.init_iterations > 0,
+        f"adapter.start gives the first values, so adapter.init={spec.init} has no meaning; remove one.": spec.start
+        is not None
+        and spec.init != "default",
+        "adapter.start brings its own scale, so adapter.rslora has no meaning; remove it.": spec.start is not None
+        and spec.rslora,
+    }
+    return next((sentence for sentence, holds in contradictions.items() if holds), start.wrong_patterns(spec))

@@ -1,0 +1,129 @@
+"""Further kinds of adapter through peft: IA3, MiSS and HRA.
+
+MiSS and HRA change a weight by a product of low rank, so that their result is written as a plain LoRA, exactly, and
+loads wherever one does. IA3 is not of low rank; it is written as peft's own file.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import peft
+import torch
+from torch import Tensor, nn
+
+from ..adapter import Written
+from ..errors import UserError
+from ..family import Family
+from ..formats.apply import plain_weight
+from ..formats.layers import Layer
+from ..recipe import PeftSpec, Recipe
+from ..source import Source
+from ..types import Parts
+from . import lora
+from ._injected import Injected, layers_for
+from .start import METADATA
+
+
+class Peft(Injected):
+    """An adapter of one of the kinds below."""
+
+    def __init__(self, spec: PeftSpec, denoiser: nn.Module, part: str, layers: list[str]) -> None:
+        self.algorithm = spec.algorithm
+        made = {
+            "ia3": lambda: peft.IA3Config(target_modules=layers, feedforward_modules=[]),
+            "miss": lambda: peft.MissConfig(r=spec.rank, target_modules=layers),
+            "hra": lambda: peft.HRAConfig(r=spec.rank, target_modules=layers),
+        }[spec.algorithm]()
+        super().__init__(made, denoiser, part, layers)
+
+    def layers(self) -> list[Layer]:
+        """The adapter as it stands, in the form of all files; float32, on the CPU."""
+        form = {"ia3": _ia3, "miss": _miss, "hra": _hra}[self.algorithm]
+        with torch.no_grad():
+            return [form(self.part, name, module) for name, module in self.modules.items()]
+
+    def metadata(self) -> dict[str, str]:
+        """See `Adapter.metadata`: peft's configuration."""
+        return {
+            "format": "pt",
+            METADATA: json.dumps({f"{self.part}.{k}": v for k, v in lora.plain(self.config).items()}, default=str),
+        }
+
+    def export(self, folder: Path, source: Source, pipeline: Any) -> list[Written]:
+        """See `Adapter.export`: as a LoRA where it is one, else as peft's file."""
+        if self.algorithm == "ia3":
+            return [
+                lora.write(folder, pipeline, self.denoiser, (self.part, self.state_dict(), lora.plain(self.config)))
+            ]
+        layers = self.layers()
+        shapes = {layer.module: (layer.rank or 0, float(layer.alpha or 0)) for layer in layers}
+        plain = lora.plain(lora.config(shapes, list(shapes), {}))
+        state = {
+            f"{self.part}.{layer.module}.{name}.weight": layer.tensors[ours].contiguous()
+            for layer in layers
+            for name, ours in (("lora_A", "down"), ("lora_B", "up"))
+        }
+        return [lora.write(folder, pipeline, self.denoiser, (self.part, state, plain))]
+
+
+def _ia3(part: str, name: str, module: Any) -> Layer:
+    """Every output times a factor l (Liu et al. 2022): the weight's change is W * (l - 1), the bias's b * (l - 1)."""
+    change = module.ia3_l["default"].detach().cpu().flatten() - 1
+    tensors = {"weight": change, "on_input": torch.tensor(0)}
+    if module.base_layer.bias is not None:
+        tensors["bias"] = module.base_layer.bias.detach().cpu().float() * change
+    return Layer(part, name, "ia3", tensors)
+
+
+def _miss(part: str, name: str, module: Any) -> Layer:
+    """W[o, i] + D[i mod r, o] (Kang & Yin 2024): `down` adds up the inputs of each residue."""
+    block = module.miss_block["default"].detach().cpu()  # [r, out]
+    rank = block.shape[0]
+    places = torch.arange(module.in_features) % rank
+    down = torch.nn.functional.one_hot(places, rank).T.float().contiguous()
+    return Layer(part, name, "lora", {"down": down, "up": block.T.contiguous()}, float(rank))
+
+
+def _hra(part: str, name: str, module: Any) -> Layer:
+    """W H_1 ... H_r with H_i = I - 2 u_i u_i' (Yuan et al. 2024): I + C U' with c_i = -2 H_1 ... H_(i-1) u_i."""
+    weight = plain_weight(module.base_layer)
+    assert weight is not None
+    weight = weight.cpu().float()
+    u = module.hra_u["default"].detach().cpu()
+    u = u / u.norm(dim=0)
+    columns = []
+    for i in range(u.shape[1]):
+        column = u[:, i]
+        for j in reversed(range(i)):
+            column = column - 2 * u[:, j] * (u[:, j] @ column)
+        columns.append(-2 * column)
+    up: Tensor = weight.flatten(1) @ torch.stack(columns, 1)
+    down = u.T.reshape(-1, *weight.shape[1:])
+    up = up.reshape(*up.shape, *[1] * (weight.ndim - 2))
+    return Layer(part, name, "lora", {"down": down.contiguous(), "up": up}, float(u.shape[1]))
+
+
+def build(spec: PeftSpec, family: Family, parts: Parts) -> Peft:
+    """See `adapters.build`."""
+    names = layers_for(spec.targets, family, parts.network)
+    convolutions = [n for n in names if not isinstance(parts.network.get_submodule(n), nn.Linear)]
+    if spec.algorithm == "miss" and convolutions:
+        raise UserError(
+            f"adapter.algorithm is miss, which has no form for convolutions such as {convolutions[0]} "
+            f"({len(convolutions)} of the layers); choose other adapter.targets, or another kind."
+        )
+    return Peft(spec, parts.network, parts.denoiser, names)
+
+
+def refuses(family: Family, recipe: Recipe) -> str | None:
+    """See `adapters.refuses`."""
+    spec = recipe.adapter
+    assert isinstance(spec, PeftSpec)
+    if spec.algorithm == "ia3" and "rank" in spec.model_fields_set and spec.rank != 16:
+        return f"adapter.rank is {spec.rank}, but ia3 has no rank; remove it."
+    if spec.algorithm == "hra" and spec.rank % 2:
+        return f"adapter.rank is {spec.rank}; hra begins without effect only with an even one; change it."
+    return None
