@@ -131,7 +131,9 @@ class Lycoris:
 
 
 def _on_cpu(layer: Layer) -> Layer:
-    return Layer(layer.part, layer.module, layer.kind, on_cpu({k: v.float() for k, v in layer.tensors.items()}), layer.alpha)
+    return Layer(
+        layer.part, layer.module, layer.kind, on_cpu({k: v.float() for k, v in layer.tensors.items()}), layer.alpha
+    )
 
 
 # -- files -------------------------------------------------------------------------------------------------------------
