@@ -136,11 +136,11 @@ METHODS: dict[str, Method] = {
     ),
     "nf4": Method(
         "bitsandbytes", "bitsandbytes", "4-bit normal floats with scales in 8 bits (QLoRA)",
-        "it is the smallest that trains well", _nf4_bytes, _nf4,
+        "it is the smallest that trains well", _nf4_bytes, _nf4, LYCORIS,
     ),
     "fp8": Method(
         "diffusers", "diffusers", "8-bit floats (e4m3) without scales, cast layer by layer for computing",
-        "it needs no further library and no kernels", lambda rows, columns, _: rows * columns, None,
+        "it needs no further library and no kernels", lambda rows, columns, _: rows * columns, None, LYCORIS,
     ),
     "int8_torchao": Method(
         "torchao", "torchao", "8-bit integers, a scale per row",

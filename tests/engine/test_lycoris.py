@@ -13,15 +13,21 @@ from typing import Any
 import lycoris
 import pytest
 import torch
+import yaml
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
 
+from tests.engine.test_runs import pictures
 from tests.families.case import Rig
 from tests.families.cases import all_cases
-from tuner import adapters
+from tuner import adapters, quantise
+from tuner.__main__ import main
 from tuner.adapters._lycoris import TENSORS, Change
 from tuner.adapters.lycoris import Lycoris, refuses
+from tuner.checkpoint import WEIGHTS
 from tuner.errors import UserError
+from tuner.events import follow
 from tuner.families import get
 from tuner.formats.layers import Layer
 from tuner.loop import Trainer
@@ -129,10 +135,11 @@ def test_lycoris_own_module_agrees(name: str, base: str) -> None:
     change, layer, x = one(name, base)
     m = change.inner
     if name.startswith("dylora"):  # its own forward draws a rank
-        m.alpha = m.alpha * 1.0
         whole, _ = m.get_diff_weight(rank=(m.block_count - 1) * m.block_size)
         theirs = apply(layer, x, whole)
     else:
+        if name == "full":  # the copy of the base that it keeps and we do not
+            m._org_weight, m.org_bias = [layer.weight.data], None if layer.bias is None else [layer.bias.data]
         theirs = m(x) - layer(x)
     torch.testing.assert_close(change(x, layer(x)), theirs, atol=2e-5, rtol=1e-4)
     torch.testing.assert_close(by_weight(layer, x, change.layer("unet")), theirs, atol=2e-5, rtol=1e-4)
@@ -189,6 +196,21 @@ def test_mixed_precision_is_near_and_learns(name: str, dtype: torch.dtype) -> No
     assert (near.float() - exact).norm() < 0.03 * exact.norm()
 
 
+@pytest.mark.parametrize("base", ["linear", "conv"])
+@pytest.mark.parametrize("name", list(KNOBS))
+def test_held_in_bf16_it_answers_nearly_the_same(name: str, base: str) -> None:
+    """As it is for samples on an accelerator: everything in the base's number format, without autocast."""
+    change, layer, x = one(name, base)
+    layer.bfloat16()
+    x = x.bfloat16().float()
+    exact = by_weight(layer.float(), x, change.layer("unet"))
+    layer.bfloat16()
+    for p in change.parameters():
+        p.data = p.data.bfloat16()
+    near = change(x.bfloat16(), layer(x.bfloat16()))
+    assert (near.float() - exact).norm() < 0.03 * exact.norm()
+
+
 @pytest.mark.parametrize("name", [n for n in KNOBS if n != "dylora"])
 def test_every_dropout_acts_while_training_only(name: str) -> None:
     for setting in ("dropout", "rank_dropout", "module_dropout"):
@@ -241,6 +263,43 @@ def test_a_row_of_zeros_has_no_direction() -> None:
     assert Layer("t", "a", "lora", t, 2.0).delta(weight).isfinite().all()
 
 
+def quantised(how: str, layer: nn.Linear) -> nn.Module:
+    """The layer with its weight in fewer bits."""
+    if how == "int8":
+        quanto = pytest.importorskip("optimum.quanto")
+        made = quanto.quantize_module(layer, weights=quanto.qint8)
+        made.freeze()
+        return made
+    bnb = pytest.importorskip("bitsandbytes")
+    if how == "nf4":
+        made = bnb.nn.Linear4bit(layer.in_features, layer.out_features, True, torch.float32)
+        made.weight = bnb.nn.Params4bit(layer.weight.data, requires_grad=False, quant_type="nf4", module=made)
+        made.support_avx512bf16_for_cpu = False
+    else:
+        made = bnb.nn.Linear8bitLt(layer.in_features, layer.out_features, True, has_fp16_weights=False)
+        made.weight = bnb.nn.Int8Params(layer.weight.data, requires_grad=False, has_fp16_weights=False)
+    made.bias = layer.bias
+    return made.to("cpu")
+
+
+@pytest.mark.parametrize("how", ["int8", "nf4", "int8_bnb"])
+@pytest.mark.parametrize("name", ["locon", "locon-dora", "loha", "lokr", "ia3-in", "diag_oft", "boft", "glora"])
+def test_a_quantised_layer_is_changed_by_what_the_file_says_of_its_numbers(name: str, how: str) -> None:
+    torch.manual_seed(0)
+    layer = quantised(how, nn.Linear(64, 64).requires_grad_(False))
+    change = Change("a", layer, knobs(name)).eval()
+    with torch.no_grad():
+        for p in change.parameters():
+            p.add_(torch.randn_like(p) * 0.2)
+    # the numbers that it multiplies with, whatever holds them
+    weight = (layer(torch.eye(64)) - layer(torch.zeros(1, 64))).T.detach()
+    x = torch.randn(3, 64)
+    live = change(x, layer(x))
+    torch.testing.assert_close(live, functional.linear(x, change.layer("t").delta(weight)), atol=1e-5, rtol=1e-4)
+    live.square().sum().backward()
+    assert all(p.grad is not None for p in change.parameters())
+
+
 # -- settings ----------------------------------------------------------------------------------------------------------
 
 
@@ -269,6 +328,16 @@ def recipe(**adapter: Any) -> Recipe:
 def test_settings_that_do_nothing_are_refused(adapter: dict[str, Any], says: str) -> None:
     assert (reason := refuses(get("flux1")(), recipe(**adapter)))
     assert re.search(says, reason), reason
+
+
+def test_over_a_quantised_base_what_cannot_begin_as_the_base_is_refused() -> None:
+    asked = recipe(algorithm="locon", dora=True)
+    for method, refused in (("fp8", True), ("nf4", False)):
+        memory = asked.memory.model_copy(update={"quantise": method})
+        reason = refuses(get("flux1")(), asked.model_copy(update={"memory": memory}))
+        assert ("dora" in (reason or "")) == refused
+    full = recipe(algorithm="full").model_copy(update={"memory": asked.memory.model_copy(update={"quantise": "int8"})})
+    assert "whole weights" in (refuses(get("flux1")(), full) or "")
 
 
 def test_settings_that_are_written_out_are_still_taken() -> None:
@@ -510,3 +579,86 @@ def test_other_algorithms_by_pattern(rigs: Callable[[str], Rig]) -> None:
         attached(fresh(rigs("flux1")), spec_of("loha", "flux1", tucker=True))
     with pytest.raises(UserError, match=r"adapter\.conv_rank acts on convolutions"):
         attached(fresh(rigs("flux1")), spec_of("loha", "flux1", conv_rank=2))
+
+
+@pytest.mark.parametrize(
+    ("method", "name"),
+    [
+        ("int8", "lokr"), ("int8", "diag_oft"), ("int8_bnb", "loha"), ("int8_bnb", "locon-dora"), ("nf4", "lokr"),
+        ("nf4", "locon-dora"), ("nf4", "diag_oft"), ("fp8", "lokr"), ("fp8", "glora"), ("fp8", "diag_oft"),
+    ],
+)  # fmt: skip
+def test_it_trains_over_a_quantised_network(method: str, name: str, rigs: Callable[[str], Rig]) -> None:
+    if method == "int8":
+        pytest.importorskip("optimum.quanto")
+    elif method != "fp8":
+        pytest.importorskip("bitsandbytes")
+    rig = fresh(rigs("flux1"))
+    said: list[str] = []
+    place = quantise.Place(method, torch.float32, torch.device("cpu"))
+    with quantise.base(rig.family, rig.parts, place, [], lambda *_, **__: said.append(method)):
+        adapter = attached(rig, spec_of(name, "flux1"))
+    assert said
+    rig.parts.network.enable_gradient_checkpointing()
+    with adapter.disabled():
+        base = question(rig)()
+    # int8_bnb rounds what goes in as well, and with it the last digits
+    torch.testing.assert_close(question(rig)(), base, atol=2e-3 if method == "int8_bnb" else 1e-5, rtol=1e-5)
+    losses = trained(rig, adapter)
+    assert sum(losses[-2:]) < sum(losses[:2]), losses
+    whole, state = question(rig)(), adapter.state_dict()
+    assert {v.dtype for v in state.values()} == {torch.float32}
+    with adapter.disabled():
+        assert question(rig)().equal(base)
+    with torch.no_grad():
+        for p in adapter.parameters():
+            p.zero_()
+    adapter.load_state_dict(state)
+    assert question(rig)().equal(whole)
+
+
+# -- runs --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("algorithm", ["lokr", "loha", "dylora"])
+def test_a_resumed_run_is_the_same_to_the_last_bit(
+    algorithm: str, tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With everything that draws at random: dropouts, and DyLoRA's ranks."""
+    monkeypatch.setenv("TUNER_HOME", str(tmp_path / "home"))
+    adapter = {"kind": "lycoris", "algorithm": algorithm, "rank": 4, "alpha": 2, "dropout": 0.1, "module_dropout": 0.1}
+    settings = {
+        "name": "half", "family": "flux1", "source": str(tiny("flux1")), "adapter": adapter,
+        "options": {"max_tokens": 24}, "data": [{"path": str(pictures(tmp_path / "pictures", 3))}],
+        "media": {"resolutions": [64]}, "train": {"steps": 6, "batch": 2, "lr": 1e-2, "precision": "bf16"},
+        "extensions": [{"kind": "ema", "decay": 0.9}], "save": {"every": 3, "keep": 2},
+    }  # fmt: skip
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(settings))
+    out = tmp_path / "run"
+    assert main(["run", str(tmp_path / "recipe.yaml"), "--out", str(out)]) == 0
+    last, exported = out / "checkpoints" / "step-000006", next((out / "export" / "lycoris").iterdir())
+    kept = tmp_path / "kept"
+    last.rename(kept)
+    file = load_file(exported)
+    exported.unlink()
+    assert main(["resume", str(out)]) == 0
+    losses = [e for e in follow(out / "events.jsonl")[0] if e["kind"] == "step"]
+    assert [e["step"] for e in losses] == [1, 2, 3, 4, 5, 6, 4, 5, 6]
+    assert [e["loss"] for e in losses[3:6]] == [e["loss"] for e in losses[6:]]
+    for one, two in ((load_file(kept / WEIGHTS), load_file(last / WEIGHTS)), (file, load_file(exported))):
+        assert one.keys() == two.keys()
+        assert all(v.equal(two[k]) for k, v in one.items())
+
+
+def test_check_says_what_an_algorithm_lacks(
+    tiny: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TUNER_HOME", str(tmp_path / "home"))
+    settings = {
+        "family": "flux1", "source": str(tiny("flux1")), "adapter": {"kind": "lycoris", "algorithm": "ia3", "alpha": 2},
+        "options": {"max_tokens": 24}, "data": [{"path": str(pictures(tmp_path / "pictures", 1))}],
+        "media": {"resolutions": [64]},
+    }  # fmt: skip
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(settings))
+    assert main(["check", str(tmp_path / "recipe.yaml")]) == 1
+    assert "adapter.alpha has no meaning for the algorithm ia3" in capsys.readouterr().out

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from lycoris.functional import boft, diag_oft, locon
+from lycoris.functional.general import weight_decompose
 from lycoris.logging import logger
 from lycoris.modules.boft import ButterflyOFTModule
 from lycoris.modules.diag_oft import DiagOFTModule
@@ -58,13 +59,15 @@ class Change(nn.Module):
             # its scale is alpha / blocks in use; with this it is alpha / ranks in use, and alpha / rank when whole
             alpha = alpha / knobs.block_size  # pyrefly: ignore[unsupported-operation]
         self.inner: Any = CLASSES[knobs.algorithm](
-            name, base, 1.0, rank or 1, alpha or 1.0,
+            name, _plain(base, knobs.dora), 1.0, rank or 1, alpha or 1.0,
             use_tucker=knobs.tucker, use_scalar=knobs.scalar, weight_decompose=knobs.dora,
             wd_on_out=knobs.dora_on != "input", decompose_both=knobs.decompose_both, factor=knobs.factor or -1,
             full_matrix=knobs.full_matrix, unbalanced_factorization=knobs.unbalanced, block_size=knobs.block_size or 1,
             rescaled=knobs.rescaled, constraint=knobs.constraint or 0, train_on_input=knobs.on_input,
         )  # fmt: skip
         self.inner.float()
+        self.inner.org_module = [base]
+        self.inner._org_weight = self.inner.org_bias = None  # the full difference would keep a copy of the base
         if knobs.algorithm == "diag_oft" and self.inner.block_size == 1 and not knobs.rescaled:
             raise UserError(
                 f"adapter.rank is {rank}, which divides the {self.inner.dim} outputs of {name} into blocks of one "
@@ -129,6 +132,16 @@ class Change(nn.Module):
         return Layer(part, self.name, kind, {k: v.detach() for k, v in tensors.items()}, alpha)
 
 
+def _plain(base: Any, numbers: bool) -> nn.Module:
+    """A layer that lycoris-lora knows in place of a quantised one: of the same size, with its numbers where wanted."""
+    if isinstance(base, Conv) or (type(base) is nn.Linear and type(base.weight) in (nn.Parameter, Tensor)):
+        return base
+    made = nn.Linear(base.in_features, base.out_features, base.bias is not None, device=None if numbers else "meta")
+    if numbers and (weight := plain_weight(base)) is not None:
+        made.weight = nn.Parameter(weight.float(), requires_grad=False)
+    return made
+
+
 def _possible(name: str, base: Any, knobs: LycorisKnobs) -> None:
     """Raise `UserError` for a layer that the algorithm cannot change."""
     grouped = isinstance(base, Conv) and base.groups != 1
@@ -182,8 +195,9 @@ def _difference(change: Change, x: Tensor, out: Tensor) -> Tensor:
         return weight
     base = plain_weight(change.base)
     assert base is not None
-    base = base.to(weight)
-    return m.apply_weight_decompose(base + weight, 1) - base
+    base = base.float()
+    # float32 also where the adapter is held in fewer bits, as it is for samples
+    return weight_decompose(base + weight.float(), m.dora_scale.float(), 1, m.wd_on_out) - base
 
 
 def _rebuilt(change: Change, x: Tensor, out: Tensor) -> Tensor:

@@ -101,15 +101,15 @@ class Lycoris:
         return {"format": "pt", STATED: json.dumps(self.spec.model_dump(mode="json"))}
 
     def layers(self) -> list[Layer]:
-        """What files say of the adapter."""
-        return [c.layer(self.part) for c in self.changes]
+        """What files say of the adapter: on the CPU, in float32."""
+        return [_on_cpu(c.layer(self.part)) for c in self.changes]
 
     def export(self, folder: Path, source: Source, pipeline: Any) -> list[Written]:
         """Write `folder/lycoris/adapter.safetensors`, open it again and compare.
 
         An adapter that is nothing but LoRA is also written as `folder/diffusers/pytorch_lora_weights.safetensors`.
         """
-        layers = [_on_cpu(layer) for layer in self.layers()]
+        layers = self.layers()
         wanted: dict[str, Tensor] = {}
         for layer, change in zip(layers, self.changes, strict=True):
             wanted |= keys(layer, change.axes)
@@ -131,7 +131,9 @@ class Lycoris:
 
 
 def _on_cpu(layer: Layer) -> Layer:
-    return Layer(layer.part, layer.module, layer.kind, on_cpu(layer.tensors), layer.alpha)
+    return Layer(
+        layer.part, layer.module, layer.kind, on_cpu({k: v.float() for k, v in layer.tensors.items()}), layer.alpha
+    )
 
 
 # -- files -------------------------------------------------------------------------------------------------------------
@@ -199,10 +201,15 @@ def refuses(family: Family, recipe: Recipe) -> str | None:
     for where, knobs in entries.items():
         if reason := _idle(where, knobs) or _contradicts(where, knobs):
             return reason
-        if getattr(recipe.memory, "quantise", None) and knobs.algorithm == "full":
+        if recipe.memory.quantise != "none" and knobs.algorithm == "full":
             return (
                 f"{where}.algorithm is full, which trains the difference of whole weights and gains nothing from "
                 "memory.quantise; turn one of them off."
+            )
+        if recipe.memory.quantise == "fp8" and knobs.dora:
+            return (
+                f"{where}.dora measures the base's weights before memory.quantise=fp8 rounds them, so that training "
+                "would not begin as the base; take another way to quantise, or turn dora off."
             )
     return None
 

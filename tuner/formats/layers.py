@@ -26,7 +26,8 @@ class Layer:
     lora, loha, lokr: base_magnitude [out], as ComfyUI takes a magnitude, see `_over_base`.
     oft: blocks [n, s, s], rescale [out, 1, ...]. boft: blocks [stages, n, s, s], rescale. Their alpha is the limit of
     the rotation per output channel, 0 for none.
-    glora: a1 [in, r], a2 [r, in], b1 [out, r], b2 [r, in, ...]. ia3: weight [out] or [in], and on_input (0 or 1).
+    glora: a1 [in, r], a2 [r, in], b1 [out, r], b2 [r, in, ...], bm (Tucker).
+    ia3: weight [out] or [in], and on_input (0 or 1).
     diff: weight and bias, either may be missing (full difference, norms).
     """
 
@@ -182,7 +183,8 @@ def _glora(layer: Layer, t: dict[str, Tensor], weight: Tensor | None) -> Tensor:
     """scale * (W A + B), A and B of low rank (Chavan et al. 2023); A mixes the input channels."""
     base = _needed(layer, weight)
     mixed = torch.einsum("o i ..., i r, r j -> o j ...", base, t["a1"].flatten(1), t["a2"].flatten(1))
-    return layer.scale * (mixed + (t["b1"].flatten(1) @ t["b2"].flatten(1)).reshape(base.shape))
+    middle = {"mid": t["bm"]} if "bm" in t else {}
+    return layer.scale * (mixed + product({"up": t["b1"], "down": t["b2"], **middle}).reshape(base.shape))
 
 
 def _ia3(layer: Layer, t: dict[str, Tensor], weight: Tensor | None) -> Tensor:
