@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from .. import libraries
 from .layers import Layer
 
 
@@ -93,6 +94,11 @@ def plain_weight(module: Any) -> Tensor | None:
     weight = getattr(module, "weight", None)
     if not isinstance(weight, Tensor):
         return None
+    if (state := getattr(weight, "quant_state", None)) is not None:  # bitsandbytes: packed, two weights to a byte
+        return libraries.bitsandbytes().functional.dequantize_4bit(weight.data, state)
+    if weight.dtype is torch.int8 and hasattr(weight, "SCB"):
+        scale = weight.SCB if weight.SCB is not None else module.state.SCB
+        return weight.detach().float() * scale.float()[:, None] / 127
     if hasattr(weight, "dequantize") and type(weight) is not nn.Parameter and type(weight) is not Tensor:
         return weight.dequantize()  # pyrefly: ignore[missing-argument]
     return weight.detach() if weight.dtype in FLOATS else weight.detach().to(torch.float32)
