@@ -205,7 +205,7 @@ def _contender(
     whole_model = path is not None and path.is_dir()
     base = Source(str(path), {}) if whole_model else source
     parts = family.load(base, (family.denoiser, *family.sample_parts(base)), place.dtype)
-    with quantise.base(family, parts, place, skip, say):
+    with quantise.base(family, parts, place, skip, say, late=True):
         if path is not None and not whole_model:
             try:
                 if speaks := read_by(family, path):

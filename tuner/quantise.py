@@ -212,11 +212,12 @@ def put(network: Any, names: Sequence[str], place: Place) -> None:
     """Replace the named linear layers. Each is moved to the device by itself, so that the device never holds more than
     the result and one plain layer, and main memory no more than the loaded network."""
     make = METHODS[place.method].make
-    for name in names if make else ():
+    assert make
+    for name in names:
         parent, _, leaf = name.rpartition(".")
         holder = network.get_submodule(parent)
         layer = getattr(holder, leaf).to(place.device)
-        made = make(layer, place.dtype)  # pyrefly: ignore[not-callable]
+        made = make(layer, place.dtype)
         # frozen weights that ask for a gradient can be neither moved nor offloaded
         setattr(holder, leaf, made.requires_grad_(False).train(layer.training))
     # peft chooses its layers by these
@@ -260,7 +261,7 @@ class Quantised:
 class Work:
     """The quantising of one network in two halves, with the attaching of an adapter between them.
 
-    pattern, skip: see `layers`.
+    pattern, skip: see `layers`. late: see `base`.
     """
 
     part: str
@@ -268,6 +269,7 @@ class Work:
     place: Place
     pattern: str
     skip: Sequence[str] = ()
+    late: bool = False
 
     def begin(self) -> None:
         """Before the adapter. Raises `UserError` where no layer would be quantised."""
@@ -278,12 +280,21 @@ class Work:
             )
         self.before = size(self.network)
         self.base = [self.network.get_submodule(n) for n in self.names]
-        put(self.network, self.names, self.place)
+        if not self.late:
+            self._put()
+
+    def _put(self) -> None:
         if METHODS[self.place.method].make:
-            self.bytes = size(self.network)
+            whole = size(self.network)
+            chosen = {id(m) for m in self.base}
+            self.base = []  # each plain layer goes when it is replaced
+            put(self.network, [n for n, m in self.network.named_modules() if id(m) in chosen], self.place)
+            self.bytes = self.before - whole + size(self.network)
 
     def end(self) -> Quantised:
         """Behind it."""
+        if self.late:
+            self._put()
         if METHODS[self.place.method].make is None:
             added = size(self.network) - self.before
             cast(self.network, self.base, self.place.dtype)
@@ -295,15 +306,18 @@ class Work:
 
 
 @contextmanager
-def base(family: Family, parts: Parts, place: Place, skip: Sequence[str], say: Say) -> Iterator[None]:
+def base(
+    family: Family, parts: Parts, place: Place, skip: Sequence[str], say: Say, late: bool = False
+) -> Iterator[None]:
     """Quantise the denoiser of `parts` around the attaching of its adapter, and tell `say` what was done.
 
-    skip: endings of layers that keep their precision.
+    skip: endings of layers that keep their precision. late: only behind the attaching, for a pipeline's own loader of
+    adapters, which looks for plain weights; good for drawing, but peft then takes the layers for plain ones.
     """
     if place.method == "none":
         yield
         return
-    work = Work(parts.denoiser, parts.network, place, of_base(family), skip)
+    work = Work(parts.denoiser, parts.network, place, of_base(family), skip, late)
     work.begin()
     yield
     say("quantised", **work.end().said())

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from peft.utils.integrations import dequantize_bnb_weight
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from .. import libraries
 from .layers import Layer
 
 
@@ -94,11 +94,11 @@ def plain_weight(module: Any) -> Tensor | None:
     weight = getattr(module, "weight", None)
     if not isinstance(weight, Tensor):
         return None
-    if type(weight).__name__ == "Int8Params":  # bitsandbytes: codes, whose scale moves at the first answer
-        scale: Any = module.state.SCB if module.state.SCB is not None else module.weight.SCB
-        return weight.data.float() * (scale.to(weight.device) / 127).unsqueeze(1)
-    if type(weight).__name__ == "Params4bit":
-        return dequantize_bnb_weight(weight).detach()
+    if (state := getattr(weight, "quant_state", None)) is not None:  # bitsandbytes: packed, two weights to a byte
+        return libraries.bitsandbytes().functional.dequantize_4bit(weight.data, state)
+    if weight.dtype is torch.int8 and hasattr(weight, "SCB"):
+        scale = weight.SCB if weight.SCB is not None else module.state.SCB
+        return weight.detach().float() * scale.float()[:, None] / 127
     if hasattr(weight, "dequantize") and type(weight) is not nn.Parameter and type(weight) is not Tensor:
         return weight.dequantize()  # pyrefly: ignore[missing-argument]
     return weight.detach() if weight.dtype in FLOATS else weight.detach().to(torch.float32)
