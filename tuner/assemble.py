@@ -15,7 +15,9 @@ from torch import Tensor
 
 from . import adapters, device, optimizers
 from .adapter import Written
+from .control import CONTROLNET
 from .data import cache, fill, loader, tensor
+from .data.buckets import frame
 from .errors import UserError, stop_on_errors
 from .extension import Context, Stack
 from .home import cache_folder
@@ -65,10 +67,14 @@ def load_trainer(ready: Prepared, dtype: torch.dtype) -> Trainer:
     parts = family.load(ready.source, (family.denoiser,), dtype)
     torch.manual_seed(mix(recipe.train.seed, "adapter"))
     adapter = adapters.build(recipe.adapter, family, parts)
-    network = parts.network.to(accelerator.device)
-    network.train()
+    for component in parts.components.values():  # the denoiser, and a ControlNet beside it
+        if isinstance(component, torch.nn.Module):
+            component.to(accelerator.device).train()
+    network = parts.network
     family.ready(network)
     _speed_and_memory(ready, network)
+    if ready.recipe.memory.checkpointing and CONTROLNET in parts.components:
+        parts[CONTROLNET].enable_gradient_checkpointing()
     stack = Stack(ready.extensions)
     stack.attach(Context(family, network, adapter, recipe.train.steps))
     scheduler_config = ready.source.config("scheduler")
@@ -185,6 +191,20 @@ def sample_pictures(ready: Prepared) -> list[tuple[Any, ...]]:
     return [tensor.starts(items[i % len(items)]) for i in range(len(spec.prompts))] if items else []
 
 
+def sample_controls(ready: Prepared) -> list[Any]:
+    """The control picture (PIL, of the samples' size) of each validation sample: the recipe's, or the first items'."""
+    spec, made = ready.recipe.validation, ready.plan
+    if spec is None or spec.size is None or ready.recipe.adapter.kind != "controlnet":
+        return []
+    if spec.controls:
+        shown: list[Any] = [tensor.open_picture(Path(path)) for path in spec.controls]
+    else:
+        items = [made[int(i)] for i in (ready.held if len(ready.held) else ready.trained)[: len(spec.prompts)]]
+        shown = [tensor.control(planned) for planned in items]
+    fitted = [tensor.fit(picture, frame(picture.size, spec.size)) for picture in shown]
+    return [fitted[i % len(fitted)] for i in range(len(spec.prompts))]
+
+
 def _encoder(ready: Prepared, names: Sequence[str], dtype: torch.dtype) -> fill.Encoder:
     """Loaded and on the device; freed with its last reference, before the denoiser is loaded."""
     parts = ready.family.load(ready.source, names, dtype)
@@ -209,7 +229,10 @@ def _validator(
     if not ready.family.wants_negative(ready.source, spec.guidance):
         negative = None
     fps = ready.plan.fps
-    return Validator(trainer, spec, ready.source, items, conds, negative, dtype, sample_pictures(ready), fps)
+    controls, strength = sample_controls(ready), getattr(ready.recipe.adapter, "strength", 1.0)
+    return Validator(
+        trainer, spec, ready.source, items, conds, negative, dtype, sample_pictures(ready), fps, controls, strength
+    )
 
 
 def exported(job: Job, ready: Prepared, folder: Path) -> list[Written]:

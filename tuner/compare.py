@@ -17,9 +17,10 @@ from pydantic import Field, ValidationError
 from safetensors import SafetensorError
 
 from . import checkpoint, device, families, sample
-from .adapters import lora
+from .adapters import controlnet, lora
 from .adapters.lora import FILE
 from .data import tensor
+from .data.buckets import frame
 from .errors import UserError
 from .events import birth
 from .family import Family, Request
@@ -53,6 +54,7 @@ class Comparison(Model):
     frames: int | None = setting(None, "Frames of clips; empty takes the family's usual number", ge=1)
     seconds: float | None = setting(None, "Length of sound; empty takes the family's usual length", gt=0)
     references: list[str] = setting([], "Edit and image_to_video: a picture for each prompt, or one for all")
+    controls: list[str] = setting([], "For contenders with a ControlNet: a picture for each prompt, or one for all")
     lyrics: list[str] = setting([], "Lyrics for each prompt, where the family sings")
     contenders: list[Contender] = Field(min_length=1)
 
@@ -74,6 +76,8 @@ def find(adapter: str) -> Path:
         path / "export" / "diffusers" / FILE,
         path / "export" / "diffusers" / lora.PEFT_FILE,
         path / "export" / "model",
+        path / "export" / controlnet.FOLDER / FILE,
+        path / "export" / controlnet.FOLDER,
         path / checkpoint.WEIGHTS,
         path / FILE,
         path / lora.PEFT_FILE,
@@ -82,7 +86,7 @@ def find(adapter: str) -> Path:
             return candidate
     if path.is_file() and path.suffix != ".safetensors":
         raise UserError(f"{adapter} is no .safetensors file; other formats can hold programs and are not opened.")
-    if path.is_file() or (path / "model_index.json").is_file():
+    if path.is_file() or any((path / name).is_file() for name in ("model_index.json", "config.json")):
         return path
     if whole := checkpoint.complete(path):
         return whole[-1] / checkpoint.WEIGHTS
@@ -101,6 +105,7 @@ def draw(wanted: Comparison, folder: Path, say: Callable[..., Any], controls: Co
     source = Source(wanted.source, family.sources)
     family.accept(source)
     blank, pictures = _blank(wanted, family, source), _pictures(wanted, family)
+    told, looked = _looked_at(wanted, blank), False
     dtype = torch.float32 if where.kind == "cpu" else torch.bfloat16
     say("phase", name="cache text", done=0, of=0)
     conds = _encode(family, source, dtype, where.torch, _told(wanted, family, blank, pictures))
@@ -109,17 +114,37 @@ def draw(wanted: Comparison, folder: Path, say: Callable[..., Any], controls: Co
     done = 0
     for column, contender in enumerate(wanted.contenders):
         parts = _contender(family, source, contender, dtype, where.torch)
+        if parts.sight and not told:
+            raise UserError(f"{contender.adapter} looks at control pictures; give `controls`, one for each prompt.")
+        looked = looked or parts.sight is not None
         for row, cond in enumerate(conds[: len(wanted.prompts)]):
             for seed in wanted.seeds:
                 if controls.stop():
                     return "stopped"
                 shown = pictures[row] if pictures else ()
-                request = replace(blank, cond=cond, negative=negative, seed=seed, references=shown)
+                control = told[row] if told else None
+                request = replace(blank, cond=cond, negative=negative, seed=seed, references=shown, control=control)
                 file = sample.save(sample.draw(family, parts, request), folder / f"{column:02d}-{row:02d}-{seed}")
                 done += 1
                 say("sample", contender=column, prompt=row, seed=seed, file=file.name)
                 say("phase", name="sample", done=done, of=total)
+    if told and not looked:
+        raise UserError("`controls` are given, but none of the contenders looks at control pictures; remove them.")
     return "finished"
+
+
+def _looked_at(wanted: Comparison, blank: Request) -> list[Any]:
+    """The control picture of each prompt, of the drawn size."""
+    if not wanted.controls:
+        return []
+    if len(wanted.controls) not in (1, len(wanted.prompts)):
+        raise UserError(
+            f"controls has {len(wanted.controls)} pictures for {len(wanted.prompts)} prompts; give one for "
+            "each, or one for all."
+        )
+    opened = [tensor.open_picture(Path(path)) for path in wanted.controls]
+    fitted = [tensor.fit(p, frame(p.size, (blank.width, blank.height))) for p in opened]
+    return fitted * len(wanted.prompts) if len(fitted) == 1 else fitted
 
 
 def _blank(wanted: Comparison, family: Family, source: Source) -> Request:
@@ -174,7 +199,7 @@ def _encode(
 def _contender(family: Family, source: Source, contender: Contender, dtype: torch.dtype, where: torch.device) -> Parts:
     """The model of one column. A fresh denoiser each time: no column can leave a trace in the next."""
     path = find(contender.adapter) if contender.adapter else None
-    whole_model = path is not None and path.is_dir()
+    whole_model = path is not None and (path / "model_index.json").is_file()
     base = Source(str(path), {}) if whole_model else source
     parts = family.load(base, (family.denoiser, *family.sample_parts(base)), dtype)
     for component in parts.components.values():
@@ -182,7 +207,8 @@ def _contender(family: Family, source: Source, contender: Contender, dtype: torc
             component.to(where)
     if path is not None and not whole_model:
         try:
-            lora.attach(family, parts, path, contender.strength)
+            if not controlnet.attach(family, parts, path, contender.strength):
+                lora.attach(family, parts, path, contender.strength)
         except (ValueError, KeyError, RuntimeError, OSError, SafetensorError) as error:
             first = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise UserError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -18,6 +19,7 @@ from .errors import Problem
 from .extension import Extension, Stack
 from .family import Family, Geometry
 from .home import cache_folder
+from .libraries import diffusers
 from .objective import Objective
 from .recipe import Recipe
 from .source import Source
@@ -114,6 +116,10 @@ def resolve(recipe: Recipe, family: Family, geometry: Geometry, where: Device) -
     }
     if recipe.adapter.kind == "lora" and recipe.adapter.alpha is None:
         change["adapter"] = recipe.adapter.model_copy(update={"alpha": float(recipe.adapter.rank)})
+    if recipe.adapter.kind == "controlnet" and family.control is not None:
+        form = recipe.adapter.form or family.control.forms[0]
+        alpha = recipe.adapter.alpha or float(recipe.adapter.rank) if form == "lora" else recipe.adapter.alpha
+        change["adapter"] = recipe.adapter.model_copy(update={"form": form, "alpha": alpha})
     if (spec := recipe.validation) is not None:
         update: dict[str, Any] = {"guidance": family.guidance if spec.guidance is None else spec.guidance}
         if resolutions:
@@ -154,6 +160,7 @@ def _settings(ready: Prepared) -> Iterator[Problem]:
     yield from _sample_settings(ready)
     yield from _media_settings(ready)
     yield from _idle(ready)
+    yield from _controls(ready)
     if reason := adapters.refuses(ready.family, recipe):
         yield Problem("error", "adapter", reason)
     if reason := ready.family.refuses(recipe):
@@ -193,6 +200,49 @@ def _sample_settings(ready: Prepared) -> Iterator[Problem]:
     if spec.lyrics and len(spec.lyrics) != len(spec.prompts):
         text = f"validate.lyrics has {len(spec.lyrics)} texts for {len(spec.prompts)} prompts; give one for each."
         yield Problem("error", "validate.lyrics", text)
+
+
+def _controls(ready: Prepared) -> Iterator[Problem]:
+    """A ControlNet needs a control picture for every item, and nothing else has a use for those of samples."""
+    recipe, spec = ready.recipe, ready.recipe.validation
+    if recipe.adapter.kind != "controlnet":
+        if spec is not None and spec.controls:
+            text = "validate.controls is set, but nothing here looks at them (adapter.kind=controlnet does); remove it."
+            yield Problem("error", "validate.controls", text)
+        return
+    rows = np.unique(ready.plan.rows)
+    lacking = rows[~ready.index.table.column("control").is_valid().to_numpy()[rows]]
+    datasets = ready.index.numbers("dataset")[lacking]
+    for number in np.unique(datasets).tolist():
+        key = f"data.{number}.control"
+        text = (
+            f"adapter.kind is controlnet, but {int((datasets == number).sum())} items of data.{number} have no control "
+            f"picture; set {key} to the folder with a picture of the same name for each, or use adapter.kind=lora."
+        )
+        yield Problem("error", key, text)
+    if spec is None or not spec.prompts:
+        return
+    if spec.controls and len(spec.controls) not in (1, len(spec.prompts)):
+        text = (
+            f"validate.controls has {len(spec.controls)} pictures for {len(spec.prompts)} prompts; give one for each "
+            "prompt, or one for all."
+        )
+        yield Problem("error", "validate.controls", text)
+    yield from _undrawable(ready, spec.guidance or 0.0)
+
+
+def _undrawable(ready: Prepared, guidance: float) -> Iterator[Problem]:
+    """Guidance that the official pipeline for control pictures has not."""
+    adapter, control, family = ready.recipe.adapter, ready.family.control, ready.family
+    name = control.pipeline(getattr(adapter, "form", None) or "") if control else ""
+    if not name or not family.wants_negative(ready.source, guidance):
+        return
+    if "negative_prompt_embeds" not in inspect.signature(getattr(diffusers, name).__call__).parameters:
+        text = (
+            f"validate.guidance is {guidance}, but {name} draws away from no negative prompt, which this model would "
+            "need for that; set validate.guidance: 1."
+        )
+        yield Problem("error", "validate.guidance", text, {"validate.guidance": 1.0})
 
 
 def _media_settings(ready: Prepared) -> Iterator[Problem]:

@@ -7,7 +7,7 @@ import itertools
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
@@ -21,8 +21,8 @@ class Model(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, coerce_numbers_to_str=True)
 
 
-PATHS = frozenset({"path", "mask", "control", "reference"})
-"""Settings of a data set that are paths."""
+PATHS = frozenset({"path", "mask", "control", "reference", "start"})
+"""Settings of data sets and adapters that are paths."""
 
 Level = Literal["basic", "advanced", "expert"]
 
@@ -50,11 +50,43 @@ class FullSpec(Model):
     kind: Literal["full"] = "full"
 
 
+def _listed(value: Any) -> Any:
+    return [value] if isinstance(value, int) else value
+
+
+class ControlSpec(Model):
+    """A ControlNet or a control LoRA: the network learns to follow a control picture (edges, depth, pose, ...)."""
+
+    kind: Literal["controlnet"] = "controlnet"
+    reads: ClassVar[frozenset[str]] = frozenset({"control"})
+    """Settings of a data set that are acted on."""
+    form: Literal["branch", "lora"] | None = setting(
+        None,
+        "branch: a trained copy of a part of the network; lora: a LoRA on a network that takes the control picture "
+        "beside the noise. Empty: the family's own",
+        "basic",
+    )
+    start: str | None = setting(
+        None, "Go on from this ControlNet or control LoRA: its folder, a run folder or a checkpoint; empty begins anew"
+    )
+    layers: Annotated[list[int], BeforeValidator(_listed)] | None = setting(
+        None, "Form branch, SD3 and FLUX: blocks that are copied, for FLUX two-stream and one-stream, such as [4, 10]"
+    )
+    rank: int = setting(64, "Form lora: size of the adapter; its input layer is trained at full rank", ge=1)
+    alpha: float | None = setting(None, "Form lora: scale is alpha / rank; empty means alpha = rank", gt=0)
+    targets: str | list[str] = setting(
+        "default", "Form lora: which layers get an adapter beside the input layer; as for a LoRA"
+    )
+    strength: float = setting(1.0, "How strongly the control acts in samples", ge=0)
+
+
 def _lora_by_default(value: Any) -> Any:
     return {"kind": "lora", **value} if isinstance(value, dict) else value
 
 
-AdapterSpec = Annotated[LoraSpec | FullSpec, Field(discriminator="kind"), BeforeValidator(_lora_by_default)]
+AdapterSpec = Annotated[
+    LoraSpec | FullSpec | ControlSpec, Field(discriminator="kind"), BeforeValidator(_lora_by_default)
+]
 
 
 class ColumnsSpec(Model):
@@ -259,6 +291,9 @@ class ValidateSpec(Model):
     references: list[str] = setting(
         [], "Edit and image-to-video tasks: one picture for each prompt, or one for all; empty takes training items"
     )
+    controls: list[str] = setting(
+        [], "ControlNet: one control picture for each prompt, or one for all; empty takes those of training items"
+    )
     lyrics: list[str] = setting([], "Lyrics for each prompt, where the family sings")
 
 
@@ -362,7 +397,7 @@ def _short(value: Any) -> str:
 
 def _without_tags(loc: tuple[Any, ...]) -> list[Any]:
     """Drop what pydantic puts into a location for unions: the chosen tag or type name."""
-    tags = {"lora", "full", "logit_normal", "uniform", "mode", "beta"}
+    tags = {"lora", "full", "controlnet", "logit_normal", "uniform", "mode", "beta"}
     kept: list[Any] = []
     for part in loc:
         text = str(part)
@@ -417,8 +452,12 @@ def _absolute(raw: dict[str, Any], base: Path) -> dict[str, Any]:
             if isinstance(data, dict) and key in data:
                 data[key] = _placed(data[key], base)
     samples = raw.get("validate")
-    if isinstance(samples, dict) and "references" in samples:
-        samples["references"] = _placed(samples["references"], base)
+    for key in ("references", "controls"):
+        if isinstance(samples, dict) and key in samples:
+            samples[key] = _placed(samples[key], base)
+    adapter = raw.get("adapter")
+    if isinstance(adapter, dict) and adapter.get("start") is not None:
+        adapter["start"] = _placed(adapter["start"], base)
     return raw
 
 
@@ -467,7 +506,7 @@ def _override(raw: dict[str, Any], text: str) -> None:
     if isinstance(target, list):
         _set_item(target, parts[-1], parsed, text)
     else:
-        target[parts[-1]] = _local(parts[-1], parsed) if key == "source" or parts[0] == "data" else parsed
+        target[parts[-1]] = _local(parts[-1], parsed) if key == "source" or parts[0] in ("data", "adapter") else parsed
 
 
 def _number(value: Any) -> Any:

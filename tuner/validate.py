@@ -40,6 +40,9 @@ class Validator:
     pictures: Sequence[tuple[Any, ...]] = ()
     """What each sample starts from (PIL), for tasks that need it."""
     fps: float = 0.0
+    controls: Sequence[Any] = ()
+    """The control picture of each sample (PIL), for a network that looks at one, and how strongly it acts."""
+    strength: float = 1.0
 
     @contextmanager
     def _watching(self) -> Iterator[None]:
@@ -103,6 +106,8 @@ class Validator:
             self.fps,
             spec.seconds or 0.0,
             self.pictures[i] if self.pictures else (),
+            self.controls[i] if self.controls else None,
+            self.strength,
         )
 
     def _load_decoder(self) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from ..adapter import Adapter
 from ..family import Family
-from ..recipe import AdapterSpec, FullSpec, LoraSpec, Model, Recipe
+from ..recipe import AdapterSpec, ControlSpec, FullSpec, LoraSpec, Model, Recipe
 from ..types import Parts
 
 
@@ -32,6 +32,7 @@ class Kind:
 KINDS: dict[str, Kind] = {
     "lora": Kind("LoRA", LoraSpec),
     "full": Kind("Full rank", FullSpec),
+    "controlnet": Kind("ControlNet", ControlSpec, {"Control LoRA": {"form": "lora"}}),
 }
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..blocks import Blocks
+from ..control import Control, Widened
 from ..family import Family, Geometry, Options, Request, register
 from ..objective import Objective
 from ..recipe import LogitNormal, setting
@@ -46,6 +47,7 @@ class AuraFlow(Family):
     }
     resolution = 1024
     guidance = 3.5
+    control = Control("latents", widened=Widened("pos_embed.proj"))
     timesteps = LogitNormal()
     blocks = (
         Blocks("joint_transformer_blocks", output=1),
