@@ -16,7 +16,9 @@ from torch import Tensor
 from . import adapters, assistants, device, optimizers, quantise
 from .adapter import Adapter, Written
 from .adapters import start
+from .control import CONTROLNET
 from .data import cache, fill, loader, tensor
+from .data.buckets import frame
 from .errors import UserError, stop_on_errors
 from .extension import Context, Stack
 from .formats.layers import Layer
@@ -87,10 +89,14 @@ def load_trainer(ready: Prepared, dtype: torch.dtype, say: Say = lambda *_, **__
     if getattr(recipe.adapter, "text", None) is not None:
         adapter = _with_text(ready, adapter, dtype)
         tell, groups = adapter.text.tell, [_text_group(recipe, adapter.text.parameters(), adapter.text.stop)]
-    network = parts.network.to(accelerator.device)
-    network.train()
+    for component in parts.components.values():  # the denoiser, and a ControlNet beside it
+        if isinstance(component, torch.nn.Module):
+            component.to(accelerator.device).train()
+    network = parts.network
     family.ready(network)
     _speed_and_memory(ready, network)
+    if ready.recipe.memory.checkpointing and CONTROLNET in parts.components:
+        parts[CONTROLNET].enable_gradient_checkpointing()
     stack = Stack(ready.extensions)
     stack.attach(Context(family, network, adapter, recipe.train.steps))
     scheduler_config = ready.source.config("scheduler")
@@ -238,6 +244,20 @@ def sample_pictures(ready: Prepared) -> list[tuple[Any, ...]]:
     return [tensor.starts(items[i % len(items)]) for i in range(len(spec.prompts))] if items else []
 
 
+def sample_controls(ready: Prepared) -> list[Any]:
+    """The control picture (PIL, of the samples' size) of each validation sample: the recipe's, or the first items'."""
+    spec, made = ready.recipe.validation, ready.plan
+    if spec is None or spec.size is None or ready.recipe.adapter.kind != "controlnet":
+        return []
+    if spec.controls:
+        shown: list[Any] = [tensor.open_picture(Path(path)) for path in spec.controls]
+    else:
+        items = [made[int(i)] for i in (ready.held if len(ready.held) else ready.trained)[: len(spec.prompts)]]
+        shown = [tensor.control(planned) for planned in items]
+    fitted = [tensor.fit(picture, frame(picture.size, spec.size)) for picture in shown]
+    return [fitted[i % len(fitted)] for i in range(len(spec.prompts))]
+
+
 def _encoder(ready: Prepared, names: Sequence[str], place: quantise.Place, say: Say) -> fill.Encoder:
     """Loaded and on the device; freed with its last reference, before the denoiser is loaded."""
     parts = quantise.encoders(ready.family, ready.source, names, place, say)
@@ -266,12 +286,15 @@ def _validator(
     if not ready.family.wants_negative(ready.source, spec.guidance):
         negative = None
     fps = ready.plan.fps
-    pictures = sample_pictures(ready)
 
     def read(path: Path) -> list[Layer]:
         return start.layers_of(start.find(str(path)), ready.family, ready.source)
 
-    return Validator(trainer, spec, ready.source, items, conds, negative, dtype, pictures, fps, below.sampling, read)
+    controls, strength = sample_controls(ready), getattr(ready.recipe.adapter, "strength", 1.0)
+    return Validator(
+        trainer, spec, ready.source, items, conds, negative, dtype, sample_pictures(ready), fps, below.sampling, read,
+        controls, strength,
+    )  # fmt: skip
 
 
 def exported(job: Job, ready: Prepared, folder: Path) -> list[Written]:

@@ -17,10 +17,11 @@ from pydantic import Field, ValidationError
 from safetensors import SafetensorError
 
 from . import device, families, prepare, quantise, sample
-from .adapters import lora
+from .adapters import controlnet, lora
 from .adapters.start import find
 from .adapters.text import read_by, weigh
 from .data import tensor
+from .data.buckets import frame
 from .device import Device
 from .errors import UserError
 from .events import birth
@@ -55,6 +56,7 @@ class Comparison(Model):
     frames: int | None = setting(None, "Frames of clips; empty takes the family's usual number", ge=1)
     seconds: float | None = setting(None, "Length of sound; empty takes the family's usual length", gt=0)
     references: list[str] = setting([], "Edit and image_to_video: a picture for each prompt, or one for all")
+    controls: list[str] = setting([], "For contenders with a ControlNet: a picture for each prompt, or one for all")
     lyrics: list[str] = setting([], "Lyrics for each prompt, where the family sings")
     quantise: Quantisation = setting("none", "Hold the base in fewer bits, as the run did (memory.quantise)")
     quantise_text: Quantisation = setting("none", "The same for the text encoders")
@@ -82,6 +84,7 @@ def draw(wanted: Comparison, folder: Path, say: Callable[..., Any], controls: Co
     source = Source(wanted.source, family.sources)
     family.accept(source)
     blank, pictures = _blank(wanted, family, source), _pictures(wanted, family)
+    looked_at, looked = _looked_at(wanted, blank), False
     dtype = torch.float32 if where.kind == "cpu" else torch.bfloat16
     memory = _memory(wanted, family, source, where, dtype)
     say("phase", name="cache text", done=0, of=0)
@@ -97,18 +100,23 @@ def draw(wanted: Comparison, folder: Path, say: Callable[..., Any], controls: Co
 
     for column, contender in enumerate(wanted.contenders):
         parts = loaded(contender)
+        if parts.sight and not looked_at:
+            raise UserError(f"{contender.adapter} looks at control pictures; give `controls`, one for each prompt.")
+        looked = looked or parts.sight is not None
         told = _retold(family, parts, [*wanted.prompts, wanted.negative], [*conds, *([negative] if negative else [])])
         for row, cond in enumerate(told[: len(wanted.prompts)]):
             for seed in wanted.seeds:
                 if controls.stop():
                     return "stopped"
                 shown = pictures[row] if pictures else ()
-                against = told[-1] if negative else None
-                request = replace(blank, cond=cond, negative=against, seed=seed, references=shown)
+                against, control = told[-1] if negative else None, looked_at[row] if looked_at else None
+                request = replace(blank, cond=cond, negative=against, seed=seed, references=shown, control=control)
                 file = sample.save(sample.draw(family, parts, request), folder / f"{column:02d}-{row:02d}-{seed}")
                 done += 1
                 say("sample", contender=column, prompt=row, seed=seed, file=file.name)
                 say("phase", name="sample", done=done, of=total)
+    if looked_at and not looked:
+        raise UserError("`controls` are given, but none of the contenders looks at control pictures; remove them.")
     return "finished"
 
 
@@ -121,6 +129,20 @@ def _memory(wanted: Comparison, family: Family, source: Source, where: Device, d
         if method != "none" and (reason := quantise.unfit(method, where)):
             raise UserError(f"{key} is {method}, but {reason}; take another, or none.")
     return memory
+
+
+def _looked_at(wanted: Comparison, blank: Request) -> list[Any]:
+    """The control picture of each prompt, of the drawn size."""
+    if not wanted.controls:
+        return []
+    if len(wanted.controls) not in (1, len(wanted.prompts)):
+        raise UserError(
+            f"controls has {len(wanted.controls)} pictures for {len(wanted.prompts)} prompts; give one for "
+            "each, or one for all."
+        )
+    opened = [tensor.open_picture(Path(path)) for path in wanted.controls]
+    fitted = [tensor.fit(p, frame(p.size, (blank.width, blank.height))) for p in opened]
+    return fitted * len(wanted.prompts) if len(fitted) == 1 else fitted
 
 
 def _blank(wanted: Comparison, family: Family, source: Source) -> Request:
@@ -202,7 +224,7 @@ def _contender(
 ) -> Parts:
     """The model of one column. A fresh denoiser each time: no column can leave a trace in the next."""
     path = find(contender.adapter) if contender.adapter else None
-    whole_model = path is not None and path.is_dir()
+    whole_model = path is not None and (path / "model_index.json").is_file()
     base = Source(str(path), {}) if whole_model else source
     parts = family.load(base, (family.denoiser, *family.sample_parts(base)), place.dtype)
     with quantise.base(family, parts, place, skip, say, late=True):
@@ -211,7 +233,8 @@ def _contender(
                 if speaks := read_by(family, path):
                     encoders = _loaded(family, source, family.retelling_parts(source), place.dtype, place.device)
                     parts.components |= encoders.components
-                lora.attach(family, parts, path, contender.strength)
+                if not controlnet.attach(family, parts, path, contender.strength):
+                    lora.attach(family, parts, path, contender.strength)
                 if speaks:
                     weigh(family, parts, contender.strength)
             except (ValueError, KeyError, RuntimeError, OSError, SafetensorError) as error:

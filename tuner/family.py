@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from .blocks import Blocks
+from .control import Control
 from .errors import UserError
 from .libraries import diffusers
 from .native import Names
@@ -64,6 +65,7 @@ class Request:
     """One sample to draw. cond and negative: one item each, unbatched (negative only where guidance wants it).
 
     frames, fps: of a clip. seconds: of sound. references: PIL pictures of edit and image_to_video tasks.
+    control: PIL picture of the drawn size, for a model that looks at one. strength: how much it heeds that.
     """
 
     cond: Cond
@@ -77,6 +79,8 @@ class Request:
     fps: float = 0.0
     seconds: float = 0.0
     references: tuple[Any, ...] = ()
+    control: Any = None
+    strength: float = 1.0
 
 
 class Family:
@@ -118,6 +122,8 @@ class Family:
     `blocks`."""
     lora_arguments: dict[str, Any] = {}
     """Further arguments of the pipeline's `load_lora_weights`."""
+    control: Control | None = None
+    """How the network can be taught to look at a control picture, None where it cannot."""
     names: Names = Names()
     """What adapter files of the family are called outside of diffusers; read them by `named`."""
     licence: ClassVar[str]
@@ -171,8 +177,12 @@ class Family:
         return tuple(p for p in wanted if source.has(p))
 
     def pipe(self, parts: Parts) -> Any:
-        """The official pipeline around the loaded components; the others are None."""
-        return self.assemble(getattr(diffusers, self.pipeline), parts)
+        """The official pipeline around the loaded components; the others are None.
+
+        That for a control picture where the denoiser looks at one.
+        """
+        name = self.control.pipeline(parts.sight.form) if self.control and parts.sight else ""
+        return self.assemble(getattr(diffusers, name or self.pipeline), parts)
 
     def assemble(self, cls: Any, parts: Parts) -> Any:
         """A pipeline of class `cls` around the loaded components."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
 import torch
@@ -45,7 +46,8 @@ class Trainer:
 
     def predict(self, x: Tensor, t: Tensor, cond: Cond) -> Tensor:
         """The network's answer, in the precision of the run."""
-        with self.accelerator.autocast():
+        sight = self.parts.sight
+        with self.accelerator.autocast(), sight.seeing(cond) if sight else nullcontext():
             return self.family.predict(self.parts.network, x, t, cond)
 
     def told(self, batch: Batch, part: int = 0) -> Batch:

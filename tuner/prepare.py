@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -19,8 +20,9 @@ from .errors import Problem, UserError
 from .extension import Extension, Stack
 from .family import Family, Geometry
 from .home import cache_folder
+from .libraries import diffusers
 from .objective import Objective
-from .recipe import AdapterSpec, LoraSpec, LycorisSpec, MemorySpec, Recipe
+from .recipe import AdapterSpec, ControlSpec, LoraSpec, LycorisSpec, MemorySpec, Recipe
 from .source import Source
 
 LISTED = 200
@@ -145,6 +147,10 @@ def _adapter(recipe: Recipe, family: Family, source: Source, lr: float) -> Adapt
     spec = recipe.adapter
     if isinstance(spec, LycorisSpec):
         return spec.filled()
+    if isinstance(spec, ControlSpec) and family.control is not None:
+        form = spec.form or family.control.forms[0]
+        alpha = spec.alpha or float(spec.rank) if form == "lora" else spec.alpha
+        return spec.model_copy(update={"form": form, "alpha": alpha})
     if not isinstance(spec, LoraSpec):
         return spec
     if spec.start:
@@ -223,6 +229,7 @@ def _settings(ready: Prepared) -> Iterator[Problem]:
     yield from _sweeps(ready)
     yield from _media_settings(ready)
     yield from _idle(ready)
+    yield from _controls(ready)
     if reason := adapters.refuses(ready.family, recipe):
         yield Problem("error", "adapter", reason)
     yield from assistants.problems(recipe, ready.family, ready.source)
@@ -310,6 +317,49 @@ def _sweeps(ready: Prepared) -> Iterator[Problem]:
                 start.layers_of(start.find(one.path), ready.family, ready.source)
             except UserError as error:
                 yield Problem("error", key, f"{key}.adapters: {error}")
+
+
+def _controls(ready: Prepared) -> Iterator[Problem]:
+    """A ControlNet needs a control picture for every item, and nothing else has a use for those of samples."""
+    recipe, spec = ready.recipe, ready.recipe.validation
+    if recipe.adapter.kind != "controlnet":
+        if spec is not None and spec.controls:
+            text = "validate.controls is set, but nothing here looks at them (adapter.kind=controlnet does); remove it."
+            yield Problem("error", "validate.controls", text)
+        return
+    rows = np.unique(ready.plan.rows)
+    lacking = rows[~ready.index.table.column("control").is_valid().to_numpy()[rows]]
+    datasets = ready.index.numbers("dataset")[lacking]
+    for number in np.unique(datasets).tolist():
+        key = f"data.{number}.control"
+        text = (
+            f"adapter.kind is controlnet, but {int((datasets == number).sum())} items of data.{number} have no control "
+            f"picture; set {key} to the folder with a picture of the same name for each, or use adapter.kind=lora."
+        )
+        yield Problem("error", key, text)
+    if spec is None or not spec.prompts:
+        return
+    if spec.controls and len(spec.controls) not in (1, len(spec.prompts)):
+        text = (
+            f"validate.controls has {len(spec.controls)} pictures for {len(spec.prompts)} prompts; give one for each "
+            "prompt, or one for all."
+        )
+        yield Problem("error", "validate.controls", text)
+    yield from _undrawable(ready, spec.guidance or 0.0)
+
+
+def _undrawable(ready: Prepared, guidance: float) -> Iterator[Problem]:
+    """Guidance that the official pipeline for control pictures has not."""
+    adapter, control, family = ready.recipe.adapter, ready.family.control, ready.family
+    name = control.pipeline(getattr(adapter, "form", None) or "") if control else ""
+    if not name or not family.wants_negative(ready.source, guidance):
+        return
+    if "negative_prompt_embeds" not in inspect.signature(getattr(diffusers, name).__call__).parameters:
+        text = (
+            f"validate.guidance is {guidance}, but {name} draws away from no negative prompt, which this model would "
+            "need for that; set validate.guidance: 1."
+        )
+        yield Problem("error", "validate.guidance", text, {"validate.guidance": 1.0})
 
 
 def _media_settings(ready: Prepared) -> Iterator[Problem]:

@@ -10,7 +10,7 @@ import math
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
@@ -224,12 +224,44 @@ class LycorisSpec(LycorisKnobs):
         return next((v for k, v in self.algorithms.items() if fnmatch.fnmatchcase(module, k)), self)
 
 
+def _listed(value: Any) -> Any:
+    return [value] if isinstance(value, int) else value
+
+
+class ControlSpec(Model):
+    """A ControlNet or a control LoRA: the network learns to follow a control picture (edges, depth, pose, ...)."""
+
+    kind: Literal["controlnet"] = "controlnet"
+    reads: ClassVar[frozenset[str]] = frozenset({"control"})
+    """Settings of a data set that are acted on."""
+    form: Literal["branch", "lora"] | None = setting(
+        None,
+        "branch: a trained copy of a part of the network; lora: a LoRA on a network that takes the control picture "
+        "beside the noise. Empty: the family's own",
+        "basic",
+    )
+    start: str | None = setting(
+        None, "Go on from this ControlNet or control LoRA: its folder, a run folder or a checkpoint; empty begins anew"
+    )
+    layers: Annotated[list[int], BeforeValidator(_listed)] | None = setting(
+        None, "Form branch, SD3 and FLUX: blocks that are copied, for FLUX two-stream and one-stream, such as [4, 10]"
+    )
+    rank: int = setting(64, "Form lora: size of the adapter; its input layer is trained at full rank", ge=1)
+    alpha: float | None = setting(None, "Form lora: scale is alpha / rank; empty means alpha = rank", gt=0)
+    targets: str | list[str] = setting(
+        "default", "Form lora: which layers get an adapter beside the input layer; as for a LoRA"
+    )
+    strength: float = setting(1.0, "How strongly the control acts in samples", ge=0)
+
+
 def _lora_by_default(value: Any) -> Any:
     return {"kind": "lora", **value} if isinstance(value, dict) else value
 
 
 AdapterSpec = Annotated[
-    LoraSpec | LycorisSpec | FullSpec | PeftSpec, Field(discriminator="kind"), BeforeValidator(_lora_by_default)
+    LoraSpec | LycorisSpec | FullSpec | PeftSpec | ControlSpec,
+    Field(discriminator="kind"),
+    BeforeValidator(_lora_by_default),
 ]
 
 
@@ -506,6 +538,9 @@ class ValidateSpec(Model):
     references: list[str] = setting(
         [], "Edit and image-to-video tasks: one picture for each prompt, or one for all; empty takes training items"
     )
+    controls: list[str] = setting(
+        [], "ControlNet: one control picture for each prompt, or one for all; empty takes those of training items"
+    )
     lyrics: list[str] = setting([], "Lyrics for each prompt, where the family sings")
     sweep: Annotated[list[Sweep], BeforeValidator(_sweeps)] = setting(
         [],
@@ -621,7 +656,7 @@ def _short(value: Any) -> str:
 
 def _without_tags(loc: tuple[Any, ...]) -> list[Any]:
     """Drop what pydantic puts into a location for unions: the chosen tag or type name."""
-    tags = {"lora", "full", "peft", "lycoris", "logit_normal", "uniform", "mode", "beta"}
+    tags = {"lora", "full", "peft", "lycoris", "controlnet", "logit_normal", "uniform", "mode", "beta"}
     kept: list[Any] = []
     for part in loc:
         text = str(part)
@@ -679,13 +714,18 @@ def _absolute(raw: dict[str, Any], base: Path) -> dict[str, Any]:
         for key in ("path", "start"):
             if isinstance(given, dict) and given.get(key) is not None:
                 given[key] = _placed(given[key], base)
-    samples = raw.get("validate")
-    if isinstance(samples, dict) and "references" in samples:
-        samples["references"] = _placed(samples["references"], base)
+    _absolute_samples(raw.get("validate"), base)
+    return raw
+
+
+def _absolute_samples(samples: Any, base: Path) -> None:
+    """The same for what validation samples are drawn with."""
+    for key in ("references", "controls"):
+        if isinstance(samples, dict) and key in samples:
+            samples[key] = _placed(samples[key], base)
     if isinstance(samples, dict) and "sweep" in samples:
         sweep = samples["sweep"]
         samples["sweep"] = _swept_paths(sweep, base) if isinstance(sweep, list) else _placed(sweep, base)
-    return raw
 
 
 def _placed(value: Any, base: Path) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
@@ -19,10 +19,12 @@ def draw(family: Family, parts: Parts, request: Request) -> Drawn:
     pipe = family.pipe(parts)
     family.prepare(pipe, request)
     arguments = {**family.sized(request), **family.call(parts, request)}
+    sight = parts.sight
+    looking = sight.drawing(request.control, request.strength) if sight else nullcontext({})
     # some pipelines draw from the global state too (OmniGen, the posterior of a reference picture)
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+    with torch.no_grad(), torch.random.fork_rng(devices=[]), looking as control:
         torch.manual_seed(request.seed)
-        out = pipe(**arguments, generator=generator(request.seed))
+        out = pipe(**{**arguments, **control}, generator=generator(request.seed))
     drawn = family.drawn(out, request)
     drawn.rate = family.rate(parts)
     return drawn

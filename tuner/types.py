@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -121,16 +122,35 @@ class Noised:
     weight: Tensor | None = None
 
 
+class Sight(Protocol):
+    """What makes a denoiser look at a control picture."""
+
+    @property
+    def form(self) -> str:
+        """How it looks: branch or lora."""
+        ...
+
+    def seeing(self, cond: Cond) -> AbstractContextManager[None]:
+        """Run the denoiser with the control of this batch, `cond["control"]`."""
+        ...
+
+    def drawing(self, picture: Any, strength: float) -> AbstractContextManager[dict[str, Any]]:
+        """Run the official pipeline with a control picture (PIL, of the drawn size); gives its further arguments."""
+        ...
+
+
 @dataclass(slots=True)
 class Parts:
     """The loaded components of one model, by their names in `model_index.json`; absent ones are not loaded.
 
-    pipeline: the class in that index, by which families of several pipelines know the variant.
+    pipeline: the class in that index, by which families of several pipelines know the variant. sight: what makes the
+    denoiser look at a control picture, None for most.
     """
 
     denoiser: str
     components: dict[str, Any] = field(default_factory=dict)
     pipeline: str = ""
+    sight: Sight | None = None
 
     def __getitem__(self, name: str) -> Any:
         if self.components.get(name) is None:

@@ -45,6 +45,9 @@ class Validator:
     """Entered around samples, not around the loss: frozen assistants step back in it."""
     read: Read = lambda _: ()
     """How the files of sweeps are read."""
+    controls: Sequence[Any] = ()
+    """The control picture of each sample (PIL), for a network that looks at one, and how strongly it acts."""
+    strength: float = 1.0
 
     @contextmanager
     def _watching(self) -> Iterator[None]:
@@ -131,6 +134,8 @@ class Validator:
             self.fps,
             spec.seconds or 0.0,
             self.pictures[i] if self.pictures else (),
+            self.controls[i] if self.controls else None,
+            self.strength,
         )
 
     def _load_decoder(self) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..adapter import Adapter
 from ..family import Family
-from ..recipe import AdapterSpec, FullSpec, LoraSpec, LycorisSpec, Model, PeftSpec, Recipe
+from ..recipe import AdapterSpec, ControlSpec, FullSpec, LoraSpec, LycorisSpec, Model, PeftSpec, Recipe
 from ..source import Source
 from ..types import Parts
 
@@ -66,6 +66,7 @@ KINDS: dict[str, Kind] = {
         PeftSpec,
         {"IA3": {"algorithm": "ia3"}, "MiSS": {"algorithm": "miss"}, "HRA": {"algorithm": "hra"}},
     ),
+    "controlnet": Kind("ControlNet", ControlSpec, {"Control LoRA": {"form": "lora"}}),
 }
 
 

@@ -30,6 +30,8 @@ def find(adapter: str) -> Path:
         path / "export" / "diffusers" / FILE,
         path / "export" / "diffusers" / PEFT_FILE,
         path / "export" / "model",
+        path / "export" / "controlnet" / FILE,
+        path / "export" / "controlnet",
         path / checkpoint.WEIGHTS,
         path / FILE,
         path / PEFT_FILE,
@@ -38,7 +40,7 @@ def find(adapter: str) -> Path:
             return candidate
     if path.is_file() and path.suffix != ".safetensors":
         raise UserError(f"{adapter} is no .safetensors file; other formats can hold programs and are not opened.")
-    if path.is_file() or (path / "model_index.json").is_file():
+    if path.is_file() or any((path / name).is_file() for name in ("model_index.json", "config.json")):
         return path
     if whole := checkpoint.complete(path):
         return whole[-1] / checkpoint.WEIGHTS
@@ -53,7 +55,7 @@ def layers_of(path: Path, family: Family, source: Source) -> list[Layer]:
     Raises `UserError` when it is no such file, or has a key that was not understood.
     """
     if path.is_dir():
-        raise UserError(f"{path} is a whole model, not an adapter; give an adapter file.")
+        raise UserError(f"{path} is a whole model or a ControlNet, not an adapter; give an adapter file.")
     part = family.denoiser.removesuffix("_2")
     networks = {part: places.shapes(source.outline(family.denoiser))}
     contents = dialects.read(path, family.named(source.config(family.denoiser)), networks)

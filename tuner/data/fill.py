@@ -26,7 +26,7 @@ from .plan import Bucket, Plan, Planned
 from .tensor import Tensors
 from .workers import Failure, ahead
 
-FORMAT = 2
+FORMAT = 3
 """Raise it whenever decoding, scaling or what an entry holds changes."""
 COND = "cond."
 """Before the names of what `Family.media_cond` gave, in an entry."""
@@ -170,7 +170,8 @@ def fill_media(
     """Encode what is missing, in batches of one bucket; returns the bytes written.
 
     An entry holds "latents", where there is one "mask" [1, h, w] float32 in 0..1 at the latents' size and "control"
-    [3, H, W] uint8, and what the family's `media_cond` gave. How items fall into batches changes latents only by
+    [3, H, W] uint8 (also its "control_latents", for families that look at those), and what the family's `media_cond`
+    gave. How items fall into batches changes latents only by
     rounding (about 1e-6 relative in fp32). workers: decoding processes; None: as the machine and the number allow.
     """
     plan = keys.plan
@@ -199,15 +200,31 @@ def encode(encoder: Encoder, tensors: Sequence[Tensors], fps: float) -> list[Ent
     with torch.no_grad():
         latents = encoder.family.encode_media(encoder.parts, media)
         conds = encoder.family.media_cond(encoder.parts, media)
+        controls = _control_latents(encoder, tensors)
     entries: list[Entry] = []
-    for one, cond, raw in zip(latents.float().cpu(), conds, tensors, strict=True):
+    for one, cond, raw, control in zip(latents.float().cpu(), conds, tensors, controls, strict=True):
         entry: Entry = {"latents": one, **{f"{COND}{k}": v for k, v in cond.items()}}
         if raw.mask is not None:
             entry["mask"] = F.adaptive_avg_pool2d(raw.mask.float() / 255, (one.shape[-2], one.shape[-1]))
         if raw.control is not None:
             entry["control"] = raw.control
+        if control is not None:
+            entry["control_latents"] = control
         entries.append(entry)
     return entries
+
+
+def _control_latents(encoder: Encoder, tensors: Sequence[Tensors]) -> Sequence[Tensor | None]:
+    """Latents of the control pictures, encoded as any other picture, for families whose networks look at those."""
+    made: list[Tensor | None] = [None] * len(tensors)
+    there, control = [i for i, t in enumerate(tensors) if t.control is not None], encoder.family.control
+    if there and control is not None and control.sees == "latents":
+        pictures = torch.stack([t.control for t in tensors if t.control is not None])
+        media = Media(pictures.float().div(127.5).sub(1)).to(encoder.device)
+        latents = encoder.family.encode_media(encoder.parts, media).float().cpu()
+        for i, one in zip(there, latents, strict=True):
+            made[i] = one
+    return made
 
 
 def _stack(tensors: Sequence[Tensor | None]) -> Tensor | None:

@@ -19,7 +19,7 @@ from ..seeds import mix
 from ..types import Batch, Cond
 from .cache import Cache, Entry
 from .fill import COND, Keys
-from .plan import Planned
+from .plan import Bucket, Planned
 from .sampler import Draw, Sampler
 from .workers import Failure, ahead
 
@@ -75,7 +75,7 @@ class Loader:
         spec = self.keys.plan.datasets[bucket.dataset]
         return Batch(
             latents=torch.stack([m["latents"] for m in media]),
-            cond=self.family.collate(conds),
+            cond={**self.family.collate(conds), **self._control(media, bucket)},
             keys=tuple(p.item.ref for p in plans),
             draws=tuple(d.place for d in draws),
             of=draws[0].of,
@@ -85,6 +85,15 @@ class Loader:
             control=torch.stack([m["control"] for m in media]).float() / 127.5 - 1 if bucket.controlled else None,
             captions=tuple(captions),
         )
+
+    def _control(self, media: Sequence[Entry], bucket: Bucket) -> Cond:
+        """What the family's network sees of the control pictures; {} without."""
+        control = self.family.control
+        if not bucket.controlled or control is None:
+            return {}
+        if control.sees == "latents":
+            return {"control": torch.stack([m["control_latents"] for m in media])}
+        return {"control": torch.stack([m["control"] for m in media]).float() / 255}
 
     def _caption(self, draw: Draw, planned: Planned, k: int | None) -> str:
         """One of the item's captions, or the empty one.

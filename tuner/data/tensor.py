@@ -39,13 +39,11 @@ def load(planned: Planned, geometry: Geometry, background: str = "white") -> Ten
     """Everything that an encoder needs of an item. Raises `UserError` if a file changed since the scan."""
     item, bucket = planned.item, planned.bucket
     mask = None if item.mask is None else to_mask(planned)
-    control = None
-    if item.control is not None:
-        fitted = fit(picture(item.control, "black"), planned.framing)
-        control = torch.from_numpy(np.array(fitted, np.uint8)).permute(2, 0, 1)
+    fitted = control(planned)
+    looked = None if fitted is None else torch.from_numpy(np.array(fitted, np.uint8)).permute(2, 0, 1)
     sound = _sound(planned, geometry) if bucket.samples else None
     return Tensors(
-        None if item.kind == "audio" else pixels(planned, background), sound, references(planned), mask, control
+        None if item.kind == "audio" else pixels(planned, background), sound, references(planned), mask, looked
     )
 
 
@@ -101,6 +99,12 @@ def starts(planned: Planned) -> tuple[Image.Image, ...]:
     """The pictures that an edit or a clip of this item starts from: its references, else its first frame."""
     shown = references(planned) or (pixels(planned)[:, 0],)
     return tuple(to_picture(one) for one in shown)
+
+
+def control(planned: Planned) -> Image.Image | None:
+    """The control picture of a plan, scaled and cut like its picture; None where the item has none."""
+    shown = planned.item.control
+    return None if shown is None else fit(picture(shown, "black"), planned.framing)
 
 
 def to_picture(one: Tensor) -> Image.Image:

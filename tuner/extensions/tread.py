@@ -47,6 +47,8 @@ class Tread(Extension):
             return f"tread cannot leave tokens out of {family.name}, whose blocks convolve them; remove the extension."
         if all(run.text != "none" for run in family.blocks):
             return f"tread cannot tell text from picture in the blocks of {family.name} yet; remove the extension."
+        if recipe.adapter.kind == "controlnet" and recipe.adapter.form == "branch":
+            return "a ControlNet adds to every token of the blocks, so that none can skip them; remove the extension."
         return None
 
     def attach(self, context: Context) -> None:

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from ..control import CONTROLNET, Branch, Control
 from ..errors import UserError
 from ..family import Framing, Geometry
+from ..libraries import diffusers
 from ..native import Names, Native, renamed
 from ..objective import Diffusion, alphas_cumprod
 from ..source import Source
-from ..types import Cond
+from ..types import Cond, Parts
 from ._latents import halvings
 
 STEPS = 1000
@@ -184,3 +187,51 @@ def framing_ids(framing: Framing) -> Cond:
 def clip_tokens(tokenizers: dict[str, Any], caption: str) -> list[tuple[str, int, int]]:
     """(tokenizer, tokens the caption has with start and end, tokens it takes) for every CLIP tokenizer."""
     return [(name, len(tok(caption).input_ids), tok.model_max_length) for name, tok in tokenizers.items()]
+
+
+# -- ControlNet --------------------------------------------------------------------------------------------------------
+
+RATE = "pixels_per_cell"
+"""Noted among the components of a UNet's model: how far a fresh branch must scale the picture down."""
+
+
+def _branch(parts: Parts, blocks: Sequence[int]) -> Any:
+    """A copy of the UNet's way down. The picture is brought to the latents' size by one halving between two widths."""
+    count = round(math.log2(parts[RATE])) + 1
+    widths = ([16, 32, 96] + [256] * count)[:count]
+    return diffusers.ControlNetModel.from_unet(parts.network, conditioning_embedding_out_channels=tuple(widths))
+
+
+def _ask(parts: Parts, told: dict[str, Any], picture: Tensor, strength: float) -> dict[str, Any]:
+    """As `StableDiffusionControlNetPipeline`, without guess mode."""
+    more = {"added_cond_kwargs": told["added_cond_kwargs"]} if told.get("added_cond_kwargs") else {}
+    down, middle = parts[CONTROLNET](
+        told["sample"],
+        told["timestep"],
+        encoder_hidden_states=told["encoder_hidden_states"],
+        controlnet_cond=picture,
+        conditioning_scale=strength,
+        guess_mode=False,
+        return_dict=False,
+        **more,
+    )
+    return {"down_block_additional_residuals": down, "mid_block_additional_residual": middle}
+
+
+def _refuses(parts: Parts, config: dict[str, Any]) -> str | None:
+    own: Any = parts.network.config
+    for name in ("in_channels", "cross_attention_dim", "block_out_channels"):
+        if config.get(name) is not None and _plain(config[name]) != _plain(own[name]):
+            return f"its {name} is {_plain(config[name])}, that of the base {_plain(own[name])}"
+    if config.get("global_pool_conditions"):
+        return "it is of the kind that is drawn in guess mode (global_pool_conditions)"
+    return None
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, list | tuple) else value
+
+
+def control(pipeline: str) -> Control:
+    """A ControlNet for a UNet, drawn by this pipeline."""
+    return Control("pixels", Branch("ControlNetModel", pipeline, "image", _branch, _ask, refuses=_refuses))

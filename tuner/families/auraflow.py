@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..blocks import Blocks
+from ..control import Control, Widened
 from ..family import Family, Geometry, Options, Request, register
 from ..native import Names, Native, renamed
 from ..objective import Objective
@@ -98,6 +99,7 @@ class AuraFlow(Family):
     }
     resolution = 1024
     guidance = 3.5
+    control = Control("latents", widened=Widened("pos_embed.proj"))
     timesteps = LogitNormal()
     blocks = (
         Blocks("joint_transformer_blocks", output=1),

@@ -13,11 +13,13 @@ from diffusers import FluxPipeline
 from torch import Tensor, nn
 
 from ..blocks import Aligned, Blocks
+from ..control import CONTROLNET, Branch, Control, Widened
 from ..errors import UserError
 from ..family import Family, Geometry, Options, Request, register
+from ..libraries import diffusers
 from ..native import Names
 from ..objective import Objective
-from ..recipe import LogitNormal, setting
+from ..recipe import LogitNormal, Recipe, setting
 from ..source import Source
 from ..types import Cond, Media, Parts, Prompt
 from . import _flow, _flux, _references
@@ -60,6 +62,70 @@ NAMES = Names(
 )
 
 
+def _branch(parts: Parts, blocks: Sequence[int]) -> Any:
+    config: Any = parts.network.config
+    return diffusers.FluxControlNetModel.from_transformer(
+        parts.network,
+        num_layers=blocks[0],
+        num_single_layers=blocks[1],
+        attention_head_dim=config.attention_head_dim,
+        num_attention_heads=config.num_attention_heads,
+    )
+
+
+def _ask(parts: Parts, told: dict[str, Any], picture: Tensor, strength: float) -> dict[str, Any]:
+    """As `FluxControlNetPipeline` with one branch of one kind of control."""
+    branch = parts[CONTROLNET]
+    names = ("hidden_states", "timestep", "pooled_projections", "encoder_hidden_states", "txt_ids", "img_ids")
+    two_stream, one_stream = branch(
+        **{name: told[name] for name in names},
+        controlnet_cond=FluxPipeline._pack_latents(picture, *picture.shape),
+        controlnet_mode=None,
+        conditioning_scale=strength,
+        guidance=told["guidance"] if branch.config.guidance_embeds else None,
+        joint_attention_kwargs=told["joint_attention_kwargs"],
+        return_dict=False,
+    )
+    return {
+        "controlnet_block_samples": two_stream,
+        "controlnet_single_block_samples": one_stream,
+        "controlnet_blocks_repeat": False,
+    }
+
+
+def _refuses(parts: Parts, config: dict[str, Any]) -> str | None:
+    own: Any = parts.network.config
+    if config.get("num_mode") is not None:
+        return "it is a union of several kinds of control (num_mode)"
+    if config.get("conditioning_embedding_channels") is not None:
+        return "it takes pixels instead of latents (conditioning_embedding_channels)"
+    if config.get("guidance_embeds") and not own.guidance_embeds:
+        return "it wants a guidance embedding, which the base has not"
+    for name in ("in_channels", "num_attention_heads", "attention_head_dim", "joint_attention_dim"):
+        if config.get(name, own[name]) != own[name]:
+            return f"its {name} is {config[name]}, that of the base {own[name]}"
+    return None
+
+
+def _beside(x: Tensor, control: Tensor) -> Tensor:
+    return torch.cat([x, FluxPipeline._pack_latents(control, *control.shape)], 2)
+
+
+CONTROL = Control(
+    "latents",
+    Branch(
+        "FluxControlNetModel",
+        "FluxControlNetPipeline",
+        "control_image",
+        _branch,
+        _ask,
+        (("transformer_blocks", 4), ("single_transformer_blocks", 10)),
+        _refuses,
+    ),
+    Widened("x_embedder", "FluxControlPipeline", _beside),
+)
+
+
 class Flux1Options(Options):
     """Settings of FLUX.1."""
 
@@ -91,6 +157,7 @@ class Flux1(Family):
     }
     resolution = 1024
     guidance = 3.5
+    control = CONTROL
     timesteps = LogitNormal()
     blocks = (
         Blocks("transformer_blocks", output=1, aligned=ALIGNED),
@@ -126,6 +193,15 @@ class Flux1(Family):
                 f"source {source.name}: the transformer takes {takes} channels, but 2x2 cells of its vae have "
                 f"{4 * gives}; it is a tool of FLUX.1 (fill, depth, edges), so take one of {', '.join(self.sources)}."
             )
+
+    def refuses(self, recipe: Recipe) -> str | None:
+        """See `Family.refuses`."""
+        if recipe.adapter.kind == "controlnet" and recipe.adapter.form == "branch" and self.options.t5_mask:
+            return (
+                "options.t5_mask hides the padding of captions from the network, but the library's FLUX ControlNet "
+                "cannot; leave options.t5_mask out, or set adapter.form: lora."
+            )
+        return None
 
     def objective(self, source: Source, snr_gamma: float | None) -> Objective:
         """See `Family.objective`."""

@@ -14,6 +14,7 @@ from diffusers.models.transformers.transformer_hidream_image import MoEGate
 from torch import Tensor, nn
 
 from ..blocks import Aligned, Blocks
+from ..control import Control, Widened
 from ..errors import UserError
 from ..family import Family, Geometry, Options, Request, register
 from ..native import Names
@@ -75,6 +76,7 @@ class HiDream(Family):
     sources = {"full": "HiDream-ai/HiDream-I1-Full"}
     resolution = 1024
     guidance = 5.0
+    control = Control("latents", widened=Widened("x_embedder.proj", channels_last=True))
     timesteps = LogitNormal()
     blocks = (
         Blocks("double_stream_blocks", output=0, aligned=TABLES, closed=True),

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..blocks import Blocks
+from ..control import Control, Widened
 from ..errors import UserError
 from ..family import Family, Framing, Geometry, Options, Request, register
 from ..libraries import diffusers
@@ -102,6 +103,7 @@ class PixArtSigma(Family):
     }
     resolution = 1024
     guidance = 4.5
+    control = Control("latents", widened=Widened("pos_embed.proj"))
     timesteps = Uniform()
     blocks = (Blocks("transformer_blocks"),)
     targets = {

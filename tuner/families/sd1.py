@@ -16,6 +16,7 @@ from ..recipe import Uniform
 from ..source import Source
 from ..types import Cond, Parts, Prompt
 from . import _ddpm
+from ._latents import halvings
 
 
 @register
@@ -47,6 +48,7 @@ class StableDiffusion1(Family):
     )
     trainable_text = {"text_encoder": 0}
     quantised = _ddpm.QUANTISED
+    control = _ddpm.control("StableDiffusionControlNetPipeline")
     licence = "CreativeML OpenRAIL-M"
     size = "0.86B"
     predicts = "epsilon, velocity"
@@ -69,6 +71,7 @@ class StableDiffusion1(Family):
         """See `Family.load`; states that samples are shown as they are, without the checker that blacks some out."""
         loaded = super().load(source, parts, dtype)
         loaded.components["requires_safety_checker"] = False
+        loaded.components[_ddpm.RATE] = halvings(source)
         return loaded
 
     def objective(self, source: Source, snr_gamma: float | None) -> Objective:

@@ -10,8 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from ..blocks import Blocks
+from ..control import CONTROLNET, Branch, Control
 from ..errors import UserError
 from ..family import Family, Geometry, Options, Request, register
+from ..libraries import diffusers
 from ..native import Names, Native, renamed
 from ..objective import Objective
 from ..recipe import LogitNormal, setting
@@ -26,6 +28,63 @@ FEED_FORWARD = r".*\.ff(_context)?\.net\.(0\.proj|2)"
 MODULATION = r"transformer_blocks\.\d+\.norm1(_context)?\.linear"
 DISTILLED = {"stabilityai/stable-diffusion-3.5-large-turbo": "3.5-large"}
 WIDTH = "joint_attention_dim"
+OFFSET = "latent_offset"
+
+
+def _branch(parts: Parts, blocks: Sequence[int]) -> Any:
+    """The first blocks, told the text as a whole as the base is (`force_zeros_for_pooled_projection` off)."""
+    network: Any = parts.network
+    kept = dict(network.config)
+    made = diffusers.SD3ControlNetModel.from_transformer(
+        network, num_layers=blocks[0], num_extra_conditioning_channels=0
+    )
+    network._internal_dict = type(network.config)(kept)  # the library writes the branch's settings into the base's
+    made.register_to_config(force_zeros_for_pooled_projection=False)
+    return made
+
+
+def _ask(parts: Parts, told: dict[str, Any], picture: Tensor, strength: float) -> dict[str, Any]:
+    """As `StableDiffusion3ControlNetPipeline`: older branches get no pooled text, and latents without the shift."""
+    branch, pooled = parts[CONTROLNET], told["pooled_projections"]
+    if branch.config.force_zeros_for_pooled_projection:
+        pooled, picture = torch.zeros_like(pooled), picture + parts[OFFSET]
+    answers = branch(
+        hidden_states=told["hidden_states"],
+        timestep=told["timestep"],
+        encoder_hidden_states=told["encoder_hidden_states"],
+        pooled_projections=pooled,
+        joint_attention_kwargs=told["joint_attention_kwargs"],
+        controlnet_cond=picture,
+        conditioning_scale=strength,
+        return_dict=False,
+    )[0]
+    return {"block_controlnet_hidden_states": answers}
+
+
+def _refuses(parts: Parts, config: dict[str, Any]) -> str | None:
+    own: Any = parts.network.config
+    if config.get("use_pos_embed") is False or config.get("joint_attention_dim", 4096) is None:
+        return "it is of the form for 3.5 large that borrows the base's positions and reads no text"
+    if config.get("extra_conditioning_channels"):
+        return "it is for inpainting (extra_conditioning_channels)"
+    for name in ("in_channels", "num_attention_heads", "attention_head_dim", "joint_attention_dim"):
+        if config.get(name, own[name]) != own[name]:
+            return f"its {name} is {config[name]}, that of the base {own[name]}"
+    return None
+
+
+CONTROL = Control(
+    "latents",
+    Branch(
+        "SD3ControlNetModel",
+        "StableDiffusion3ControlNetPipeline",
+        "control_image",
+        _branch,
+        _ask,
+        (("transformer_blocks", 12),),
+        _refuses,
+    ),
+)
 
 
 X, CONTEXT, BLOCK = "joint_blocks.{}.x_block.", "joint_blocks.{}.context_block.", "transformer_blocks.{}."
@@ -111,6 +170,7 @@ class StableDiffusion3(Family):
     resolution = 1024
     guidance = 7.0
     timesteps = LogitNormal()
+    control = CONTROL
     blocks = (Blocks("transformer_blocks", output=1),)
     targets = {
         "default": ATTENTION,
@@ -134,8 +194,11 @@ class StableDiffusion3(Family):
             )
 
     def load(self, source: Source, parts: Sequence[str], dtype: torch.dtype) -> Parts:
-        """See `Family.load`; notes the width of the text sequence, which zeros in T5's place need."""
+        """See `Family.load`; notes the width of the text sequence, which zeros in T5's place need, and how far latents
+        are shifted, which older ControlNets are not told."""
         loaded = super().load(source, parts, dtype)
+        about = source.config("vae")
+        loaded.components[OFFSET] = (about.get("shift_factor") or 0.0) * about.get("scaling_factor", 1.0)
         loaded.components[WIDTH] = source.config("transformer").get(WIDTH, 4096)
         return loaded
 

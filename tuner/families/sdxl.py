@@ -16,6 +16,7 @@ from ..recipe import Uniform
 from ..source import Source
 from ..types import Cond, Parts, Prompt
 from . import _ddpm
+from ._latents import halvings
 
 ZEROS = "force_zeros_for_empty_prompt"
 
@@ -48,6 +49,7 @@ class StableDiffusionXL(Family):
     )
     trainable_text = {"text_encoder": 1, "text_encoder_2": 0}  # of CLIP-L only the last layer but one is read
     quantised = _ddpm.QUANTISED
+    control = _ddpm.control("StableDiffusionXLControlNetPipeline")
     licence = "CreativeML Open RAIL++-M"
     size = "2.57B"
     predicts = "epsilon, velocity"
@@ -66,6 +68,12 @@ class StableDiffusionXL(Family):
                 f"source {source.name} normalises its latents per channel (vae latents_mean), which sdxl does not "
                 "train; take another source."
             )
+
+    def load(self, source: Source, parts: Sequence[str], dtype: torch.dtype) -> Parts:
+        """See `Family.load`; notes what a fresh ControlNet needs to know of the autoencoder."""
+        loaded = super().load(source, parts, dtype)
+        loaded.components[_ddpm.RATE] = halvings(source)
+        return loaded
 
     def objective(self, source: Source, snr_gamma: float | None) -> Objective:
         """See `Family.objective`."""

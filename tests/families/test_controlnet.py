@@ -1,0 +1,310 @@
+"""ControlNet and control LoRA: they begin as the base, are called as the official pipeline calls them, and obey.
+
+Official means: the class of diffusers that the family names, around components loaded without our help, with the
+exported folder loaded by its own `from_pretrained` or `load_lora_weights`.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import pytest
+import torch
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+from torch import Tensor
+
+from tests.families.case import LONG, SHORT, Case, Recorder, Rig, Shape, assert_same, cosine, generator, show
+from tests.families.cases import all_cases
+from tests.families.packed import picture
+from tuner import adapters
+from tuner.adapters import controlnet
+from tuner.control import CONTROLNET
+from tuner.data import tensor
+from tuner.recipe import ControlSpec, FullSpec, TrainSpec
+from tuner.types import Batch, Cond, Media, Parts
+
+FORMS = [
+    ("sd1", "branch"), ("sd2", "branch"), ("sdxl", "branch"), ("sd3", "branch"), ("sd3-medium-dual", "branch"),
+    ("flux1", "branch"), ("flux1", "lora"), ("flux1-schnell", "branch"), ("auraflow", "lora"),
+    ("pixart_sigma", "lora"), ("hidream", "lora"),
+]  # fmt: skip
+OFFICIAL = [(name, form) for name, form in FORMS if name not in ("auraflow", "pixart_sigma", "hidream")]
+MORE = {"sd2": 2, "sd3": 3, "sd3-medium-dual": 3, "hidream": 4}
+"""Times the steps that one item takes these families in the proof of overfitting: two items take longer."""
+QUICK = [("sd1", "branch"), ("flux1", "branch"), ("flux1", "lora")]
+
+
+def marked(forms: Sequence[tuple[str, str]], quick: Sequence[tuple[str, str]]) -> list[Any]:
+    """The forms as parameters; all but the quick ones wait for `-m families`."""
+    return [pytest.param(n, f, marks=() if (n, f) in quick else pytest.mark.families, id=f"{n}-{f}") for n, f in forms]
+
+
+@pytest.fixture
+def rigged(checkpoint: Callable[[Case], Path]) -> Callable[[str], Rig]:
+    """rigged(case name) → its models, of this test alone."""
+
+    def get(name: str) -> Rig:
+        case = copy.copy(all_cases()[name])
+        return Rig(case, checkpoint(case))
+
+    return get
+
+
+def attached(rig: Rig, form: str, **settings: Any) -> Any:
+    """A fresh adapter of this form; of the tiny networks' few blocks, one of each kind is copied."""
+    blocks = rig.family.control.branch.blocks if form == "branch" else ()
+    layers = {"layers": [1] * len(blocks)} if blocks and "start" not in settings else {}
+    torch.manual_seed(0)
+    return adapters.build(ControlSpec(form=form, **layers, **settings), rig.family, rig.parts)
+
+
+def nudged(adapter: Any) -> Any:
+    """The same with its zeros made random."""
+    with torch.no_grad():
+        for i, p in enumerate(adapter.parameters()):
+            p.add_(torch.randn(p.shape, generator=generator(i)) * 0.05)
+    return adapter
+
+
+def seen(rig: Rig, pictures: Sequence[Any]) -> Tensor:
+    """What a batch holds of these control pictures."""
+    pixels = torch.stack([tensor.to_tensor(p) for p in pictures])
+    if rig.family.control.sees == "pixels":
+        return (pixels + 1) / 2
+    with torch.no_grad():
+        return rig.family.encode_media(rig.parts, Media(pixels))
+
+
+def told(rig: Rig, captions: Sequence[str], pictures: Sequence[Any], shape: Shape) -> Cond:
+    return {**rig.cond(captions, shape), "control": seen(rig, pictures)}
+
+
+def answer(rig: Rig, x: Tensor, cond: Cond, look: bool = True) -> Tensor:
+    with torch.no_grad(), rig.parts.sight.seeing(cond) if look else nullcontext():
+        return rig.family.predict(rig.parts.network, x, torch.linspace(0.3, 0.8, len(x)), cond)
+
+
+def official(rig: Rig, form: str, exported: Path) -> Any:
+    """The official pipeline for control pictures, with what was exported."""
+    name = rig.family.control.pipeline(form)
+    cls = getattr(diffusers, name)
+    takes = inspect.signature(cls.__init__).parameters
+    parts = {k: v for k, v in rig.official.components.items() if k in takes}
+    if form == "branch":
+        parts[CONTROLNET] = getattr(diffusers, rig.family.control.branch.network).from_pretrained(exported)
+    if "requires_safety_checker" in takes:
+        parts["requires_safety_checker"] = False
+    pipe = cls(**parts)
+    pipe.set_progress_bar_config(disable=True)
+    if form == "lora":
+        pipe.load_lora_weights(exported.parent, weight_name=exported.name)
+    return pipe
+
+
+def argument(rig: Rig, form: str) -> str:
+    return rig.family.control.branch.argument if form == "branch" else "control_image"
+
+
+def exported(adapter: Any, rig: Rig, folder: Path) -> Path:
+    return adapter.export(folder, rig.source, type(rig.family.pipe(rig.parts)))[0].path
+
+
+@pytest.fixture
+def mean(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The official pipelines draw a control's latents from the posterior; we take its mean, as for all latents."""
+    monkeypatch.setattr(DiagonalGaussianDistribution, "sample", lambda self, generator=None: self.mode())
+
+
+@pytest.mark.parametrize(("name", "form"), marked(FORMS, FORMS))
+def test_fresh_it_is_the_base_and_trained_it_looks(rigged: Callable[[str], Rig], name: str, form: str) -> None:
+    rig = rigged(name)
+    shape = rig.case.shapes[1]
+    size, x = (shape.width, shape.height), rig.latent(shape, 2)
+    cond = told(rig, [SHORT, LONG], [picture(0, *size), picture(1, *size)], shape)
+    with torch.no_grad():
+        config = dict(rig.parts.network.config)
+        base = rig.family.predict(rig.parts.network, x, torch.linspace(0.3, 0.8, 2), cond)
+    adapter = attached(rig, form)
+    expected = {**config, "in_channels": 2 * config["in_channels"], "out_channels": config["in_channels"]}
+    assert dict(rig.parts.network.config) == (expected if (name, form) == ("flux1", "lora") else config)
+    assert all(p.dtype == torch.float32 and p.requires_grad for p in adapter.parameters())
+    torch.testing.assert_close(answer(rig, x, cond), base, atol=2e-5, rtol=2e-5)
+    nudged(adapter)
+    whole = answer(rig, x, cond)
+    swapped = answer(rig, x, {**cond, "control": cond["control"].flip(0)})
+    assert (whole - base).abs().max() > 1e-3
+    assert (whole - swapped).abs().max() > 1e-4, "the control picture is not looked at"
+    with adapter.scaled(0.0):
+        torch.testing.assert_close(answer(rig, x, cond), base, atol=2e-5, rtol=2e-5)
+    with adapter.disabled():
+        torch.testing.assert_close(answer(rig, x, cond), base, atol=2e-5, rtol=2e-5)
+    torch.testing.assert_close(answer(rig, x, cond), whole)
+
+
+@pytest.mark.usefixtures("mean")
+@pytest.mark.parametrize(("name", "form"), marked(OFFICIAL, OFFICIAL))
+def test_call_parity(rigged: Callable[[str], Rig], tmp_path: Path, name: str, form: str) -> None:
+    """Every argument that the official pipeline gives ControlNet and denoiser, at every step, is the one we give."""
+    rig = rigged(name)
+    shape, case = rig.case.shapes[1], rig.case
+    pictures = [picture(i, shape.width, shape.height) for i in range(2)]
+    raw, cond = rig.latent(shape, 2), told(rig, [SHORT, LONG], pictures, shape)
+    pipe = official(rig, form, exported(nudged(attached(rig, form)), rig, tmp_path))
+    branch, network = getattr(pipe, CONTROLNET, None), getattr(pipe, rig.family.denoiser)
+    scale = {"controlnet_conditioning_scale": 1.0} if branch else {}
+    with Recorder(network) as theirs, Recorder(branch) if branch else nullcontext() as theirs_too:
+        asked = {"latents": case.pack(rig, raw), "num_inference_steps": 3, argument(rig, form): pictures}
+        case.run(pipe, [SHORT, LONG], shape, **asked, **scale)
+    assert len(theirs.calls) >= 3
+    for i, call in enumerate(theirs.calls):
+        x, t = case.seen(rig, call, shape), case.time(rig, i).expand(2)
+        own = rig.parts.components.get(CONTROLNET)
+        with Recorder(rig.parts.network) as ours, Recorder(own) if own else nullcontext() as ours_too, torch.no_grad():
+            if form == "lora":  # of the joined latents, the first half are the noisy ones
+                x = case.unpack(rig, call["hidden_states"].chunk(2, 2)[0], shape)
+            with rig.parts.sight.seeing(cond):
+                rig.family.predict(rig.parts.network, x, t, cond)
+        if form == "lora":  # "no further arguments" is None to this pipeline, {} to the others of FLUX.1
+            assert call["joint_attention_kwargs"] is None
+            call["joint_attention_kwargs"] = {}
+        assert_same(ours.calls[0], call, f"step {i}")
+        if own is not None:
+            assert_same(ours_too.calls[0], theirs_too.calls[i], f"step {i}, controlnet")
+
+
+@pytest.mark.usefixtures("mean")
+@pytest.mark.parametrize(("name", "form"), marked(OFFICIAL, QUICK))
+def test_samples_are_those_of_the_official_pipeline(
+    rigged: Callable[[str], Rig], tmp_path: Path, name: str, form: str
+) -> None:
+    """With guidance and half strength, from cached text: the live adapter, and the file loaded for a comparison."""
+    rig = rigged(name)
+    shape, case = rig.case.shapes[1], rig.case
+    shown = picture(1, shape.width, shape.height)
+    path = exported(nudged(attached(rig, form)), rig, tmp_path)
+    request = case.request(rig, LONG, shape, 2)
+    live = drawn(rig, rig.parts, request, shown, 0.5)
+    plain = drawn(rig, rigged(name).parts, request, None, 1.0)
+    fresh = rigged(name).parts
+    if form == "branch":
+        assert controlnet.attach(rig.family, fresh, path, 1.0)
+        torch.testing.assert_close(drawn(rig, fresh, request, shown, 0.5), live, atol=1e-4, rtol=1e-4)
+        strength = {"controlnet_conditioning_scale": 0.5}
+    else:
+        assert controlnet.attach(rig.family, fresh, path, 0.5)
+        torch.testing.assert_close(drawn(rig, fresh, request, shown, 1.0), live, atol=1e-4, rtol=1e-4)
+        strength = {"joint_attention_kwargs": {"scale": 0.5}}
+    pipe = official(rig, form, path)
+    asked = {"num_inference_steps": 2, "generator": generator(1), argument(rig, form): shown, **case.guided(rig)}
+    with torch.no_grad():
+        expected = case.output(case.run(pipe, [LONG], shape, **asked, **strength))
+    wrong, changed = (live - expected).abs().max().item(), (plain - expected).abs().max().item()
+    show(f"{name} {form}: differs from the official pipeline by {wrong:.1e}; control changes {changed:.1e}")
+    assert changed > 1e-3
+    assert wrong < 1e-4
+
+
+def drawn(rig: Rig, parts: Parts, request: Any, shown: Any, strength: float) -> Tensor:
+    """What `sample.draw` draws, as a tensor."""
+    family = rig.family
+    pipe = family.pipe(parts)
+    family.prepare(pipe, request)
+    arguments = {**family.sized(request), **family.call(parts, request), "output_type": "pt"}
+    looking = parts.sight.drawing(shown, strength) if parts.sight else nullcontext({})
+    with torch.no_grad(), looking as more:
+        return rig.case.output(pipe(**{**arguments, **more}, generator=generator(request.seed)))
+
+
+@pytest.mark.parametrize(("name", "form"), marked(FORMS, FORMS))
+def test_save_load_and_go_on(rigged: Callable[[str], Rig], tmp_path: Path, name: str, form: str) -> None:
+    """Export, then a fresh adapter that starts from it: the same answers, bit for bit. Checkpoints likewise."""
+    rig, again, third = (rigged(name) for _ in range(3))
+    shape = rig.case.shapes[1]
+    x = rig.latent(shape, 2)
+    cond = told(rig, [SHORT, LONG], [picture(i, shape.width, shape.height) for i in (0, 1)], shape)
+    adapter = nudged(attached(rig, form))
+    path = exported(adapter, rig, tmp_path)
+    attached(again, form, start=str(path if path.is_dir() else path.parent))
+    assert answer(again, x, cond).equal(answer(rig, x, cond))
+    restored = attached(third, form)
+    restored.load_state_dict(adapter.state_dict())
+    assert answer(third, x, cond).equal(answer(rig, x, cond))
+
+
+# -- training ----------------------------------------------------------------------------------------------------------
+
+
+def targets(rig: Rig, shape: Shape) -> list[Tensor]:
+    """Two latents that are told apart by their sign."""
+    z = rig.case.learnable(rig, shape)
+    return [z, -z]
+
+
+def fit(rig: Rig, adapter: Any, batch: Batch, steps: int, lr: float) -> list[float]:
+    """The engine's own trainer on one batch."""
+    options = {"betas": [0.9, 0.99], "weight_decay": 0}
+    spec = TrainSpec(steps=steps, lr=lr, schedule="cosine", precision="fp32", optimizer_options=options)
+    trainer = rig.trainer(adapter, spec)
+    rig.parts.network.train()
+    losses = [trainer.step([batch])["loss"] for _ in range(steps)]
+    rig.parts.network.eval()
+    return losses
+
+
+@contextmanager
+def shown_to(rig: Rig, pipe: Any, form: str, shown: Any) -> Iterator[Rig]:
+    """The rig with a pipeline that is shown a control picture."""
+    kept = rig.official, rig.case.settings
+    rig.official = pipe
+    try:
+        if rig.family.control.pipeline(form):
+            rig.case.settings = {**kept[1], argument(rig, form): shown}
+            yield rig
+        else:
+            with rig.parts.sight.drawing(shown, 1.0):
+                yield rig
+    finally:
+        rig.official, rig.case.settings = kept
+
+
+@pytest.mark.usefixtures("mean")
+@pytest.mark.parametrize(("name", "form"), marked([f for f in FORMS if f[0] != "flux1-schnell"], []))
+def test_two_pairs_of_one_caption(rigged: Callable[[str], Rig], tmp_path: Path, name: str, form: str) -> None:
+    """A base that knows one picture by its caption learns a control for it and one for its negative: the control then
+    decides which of the two is drawn."""
+    rig = rigged(name)
+    case, shape = rig.case, rig.case.overfit_shape
+    pictures, n = [picture(i, shape.width, shape.height) for i in (0, 1)], rig.case.overfit_batch // 2
+    pair = targets(rig, shape)
+    latents = torch.cat([z.expand(n, *z.shape[1:]) for z in pair])
+    cond = told(rig, [SHORT] * (2 * n), [pictures[0]] * n + [pictures[1]] * n, shape)
+    batch = Batch(latents, cond, ("pair",) * (2 * n), tuple(range(2 * n)), 2 * n)
+    base = adapters.build(FullSpec(), rig.family, rig.parts)
+    more = MORE.get(name, 1)
+    known = Batch(latents[:n], rig.cond([SHORT] * n, shape), ("one",) * n, tuple(range(n)), n)
+    fit(rig, base, known, more * case.overfit_steps, case.overfit_lr)
+    getattr(rig.official, rig.family.denoiser).load_state_dict(rig.parts.network.state_dict())
+    adapter = attached(rig, form)
+    losses = fit(rig, adapter, batch, more * case.overfit_steps, case.overfit_lr)
+    path = exported(adapter, rig, tmp_path)
+    if rig.family.control.pipeline(form):
+        pipe = official(rig, form, path)
+    else:
+        pipe = rig.official
+        setattr(pipe, rig.family.denoiser, rig.parts.network)
+    cosines = []
+    for shown in pictures:
+        with shown_to(rig, pipe, form, shown):
+            reached = case.sampled(rig, shape)
+        cosines.append([cosine(reached, z) for z in pair])
+    said = "  ".join(f"control {i}: {own[i]:+.3f} / {own[1 - i]:+.3f}" for i, own in enumerate(cosines))
+    show(f"{name} {form}: loss {losses[0]:.3f} → {losses[-1]:.3f}; cosine with its target / with the other: {said}")
+    for i, own in enumerate(cosines):
+        assert own[i] >= 0.9
+        assert own[1 - i] < 0.5
