@@ -3,6 +3,8 @@
 step:   our step and a bare loop's (same network, LoRA, batch, optimiser, clipping) in turn, in one process
 start:  CPU-seconds from the command to its first optimiser step, caches empty, 32 captioned pictures
 memory: peak resident memory of a process that trains with us, and of one that runs the bare loop
+
+`python tests/benchmark.py quantised` prints instead what each quantisation of the embedded model costs and saves.
 """
 
 from __future__ import annotations
@@ -31,7 +33,9 @@ LARGE = dict(
 def main() -> int:
     """Print all three tables; returns 1 if a bar of the README is missed."""
     if len(sys.argv) > 1:
-        return {"step": child_step, "start": child_start, "memory": child_memory}[sys.argv[1]](*sys.argv[2:])
+        tables = {"quantised": quantised}
+        children = {"step": child_step, "start": child_start, "memory": child_memory, "held": child_held}
+        return {**tables, **children}[sys.argv[1]](*sys.argv[2:])
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         os.environ["TUNER_HOME"] = str(folder / "home")
@@ -59,7 +63,7 @@ def main() -> int:
     return int(missed > 0)
 
 
-def child(*arguments: object) -> dict[str, float]:
+def child(*arguments: object) -> dict[str, Any]:
     """Run this file for one measurement in a process of its own; its last line is JSON."""
     done = subprocess.run([sys.executable, __file__, *map(str, arguments)], capture_output=True, text=True, cwd=ROOT)
     if done.returncode:
@@ -103,12 +107,12 @@ def enlarge(source: Path) -> None:
 
 def ours(recipe: str) -> Callable[[int], None]:
     """`steps(n)`: train n more steps as a run does, journal and loader included."""
-    from tuner import assemble
+    from tuner import assemble, prepare
     from tuner.events import Journal
     from tuner.recipe import load
 
     journal = Journal(Path(recipe).with_suffix(f".{os.getpid()}.jsonl"))
-    job = assemble.build(assemble.prepare(load(recipe)), journal)
+    job = assemble.build(prepare.prepare(load(recipe)), journal)
     batches = job.loader.steps(0)
 
     def steps(count: int) -> None:
@@ -217,7 +221,55 @@ def child_start(recipe: str) -> int:
     return say({"cpu": seen[0]})
 
 
-def say(figures: dict[str, float]) -> int:
+QUANTISED = ("none", "int8", "int8_bnb", "fp8_quanto", "fp8", "nf4", "int4", "int8_torchao", "fp8_torchao")
+
+
+def quantised(*methods: str) -> int:
+    """Every quantisation of the embedded model: bytes of the base and time of a step, as multiples of the plain one's,
+    with and without checkpointing; and the largest distance of the loss within the steps. Those of torchao only where
+    it is installed."""
+    plain: dict[str, dict[str, Any]] = {}
+    print("quantise       base        of plain  step       of plain  with checkpointing  loss apart")
+    with tempfile.TemporaryDirectory() as name:
+        os.environ["TUNER_HOME"] = str(Path(name) / "home")
+        for method in methods or QUANTISED:
+            try:
+                rows = {flag: child("held", method, flag) for flag in ("false", "true")}
+            except SystemExit as error:
+                print(f"{method:14} {str(error).strip().splitlines()[-1]}")
+                continue
+            plain = plain or rows
+            one, exact = rows["false"], plain["false"]
+            apart = max(abs(a - b) / b for a, b in zip(one["losses"], exact["losses"], strict=True))
+            print(f"{method:14} {one['bytes'] / 1e6:6.2f} MB  {one['bytes'] / exact['bytes']:9.3f} "
+                  f"{one['ms']:8.1f} ms {one['ms'] / exact['ms']:9.2f} "
+                  f"{rows['true']['ms'] / plain['true']['ms']:19.2f} {apart:11.4f}")  # fmt: skip
+    return 0
+
+
+def child_held(method: str, checkpointing: str) -> int:
+    """Bytes of the embedded model's base, CPU-milliseconds of a step (median), and the losses."""
+    import torch
+
+    from tuner import assemble, prepare, quantise
+    from tuner.recipe import load
+
+    torch.set_num_threads(1)
+    settings = [f"memory.quantise={method}", f"memory.checkpointing={checkpointing}", "validate.prompts=[]"]
+    recipe = load(ROOT / "recipes" / "demo" / "style-lora.yaml", settings)
+    job = assemble.build(prepare.prepare(recipe), lambda *_, **__: None)
+    batches, trainer = job.loader.steps(0), job.trainer
+    size = quantise.size(trainer.parts.network) - sum(4 * p.numel() for p in trainer.adapter.parameters())
+    losses, times = [], []
+    for _ in range(12):
+        began = time.process_time()
+        losses.append(trainer.step(next(batches))["loss"])
+        times.append((time.process_time() - began) * 1000)
+    batches.close()
+    return say({"bytes": size, "ms": statistics.median(times[3:]), "losses": losses})
+
+
+def say(figures: dict[str, Any]) -> int:
     """The line that `child` reads."""
     print(json.dumps(figures))
     return 0
