@@ -6,6 +6,8 @@ memory: peak resident memory of a process that trains with us, and of one that r
 
 `python tests/benchmark.py adapters [row ...]`: every kind of adapter and every form of the base on the model that ships
 with the studio, beside a plain LoRA. A row is a title and what it changes in `recipes/demo/style-lora.yaml`.
+
+`python tests/benchmark.py quantised` prints instead what each quantisation of the embedded model costs and saves.
 """
 
 from __future__ import annotations
@@ -56,8 +58,12 @@ def main() -> int:
     if sys.argv[1:2] == ["adapters"]:
         return adapters(sys.argv[2:])
     if len(sys.argv) > 1:
-        child_of = {"step": child_step, "start": child_start, "memory": child_memory, "adapter": child_adapter}
-        return child_of[sys.argv[1]](*sys.argv[2:])
+        tables = {"quantised": quantised}
+        children = {
+            "step": child_step, "start": child_start, "memory": child_memory, "held": child_held,
+            "adapter": child_adapter,
+        }  # fmt: skip
+        return {**tables, **children}[sys.argv[1]](*sys.argv[2:])
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         os.environ["TUNER_HOME"] = str(folder / "home")
@@ -112,13 +118,13 @@ def child_adapter(row: str) -> int:
     """CPU time of one step, what trains, what the optimiser holds and the peak resident memory of one row."""
     import torch
 
-    from tuner import assemble
+    from tuner import assemble, prepare
     from tuner.events import Journal
     from tuner.recipe import load
 
     demo = ROOT / "recipes" / "demo" / "style-lora.yaml"
     journal = Journal(Path(os.environ["TUNER_HOME"]) / f"{os.getpid()}.jsonl")
-    job = assemble.build(assemble.prepare(load(demo, ROWS[row])), journal)
+    job = assemble.build(prepare.prepare(load(demo, ROWS[row])), journal)
     trainer, batches, times = job.trainer, job.loader.steps(0), []
     for _ in range(12):
         step = [b.to(trainer.accelerator.device) for b in next(batches)]
@@ -132,7 +138,7 @@ def child_adapter(row: str) -> int:
     return say({"ms": statistics.median(times[2:]), "trained": trained, "optimizer": held, "mb": peak})
 
 
-def child(*arguments: object) -> dict[str, float]:
+def child(*arguments: object) -> dict[str, Any]:
     """Run this file for one measurement in a process of its own; its last line is JSON."""
     done = subprocess.run([sys.executable, __file__, *map(str, arguments)], capture_output=True, text=True, cwd=ROOT)
     if done.returncode:
@@ -176,12 +182,12 @@ def enlarge(source: Path) -> None:
 
 def ours(recipe: str) -> Callable[[int], None]:
     """`steps(n)`: train n more steps as a run does, journal and loader included."""
-    from tuner import assemble
+    from tuner import assemble, prepare
     from tuner.events import Journal
     from tuner.recipe import load
 
     journal = Journal(Path(recipe).with_suffix(f".{os.getpid()}.jsonl"))
-    job = assemble.build(assemble.prepare(load(recipe)), journal)
+    job = assemble.build(prepare.prepare(load(recipe)), journal)
     batches = job.loader.steps(0)
 
     def steps(count: int) -> None:
@@ -290,7 +296,55 @@ def child_start(recipe: str) -> int:
     return say({"cpu": seen[0]})
 
 
-def say(figures: dict[str, float]) -> int:
+QUANTISED = ("none", "int8", "int8_bnb", "fp8_quanto", "fp8", "nf4", "int4", "int8_torchao", "fp8_torchao")
+
+
+def quantised(*methods: str) -> int:
+    """Every quantisation of the embedded model: bytes of the base and time of a step, as multiples of the plain one's,
+    with and without checkpointing; and the largest distance of the loss within the steps. Those of torchao only where
+    it is installed."""
+    plain: dict[str, dict[str, Any]] = {}
+    print("quantise       base        of plain  step       of plain  with checkpointing  loss apart")
+    with tempfile.TemporaryDirectory() as name:
+        os.environ["TUNER_HOME"] = str(Path(name) / "home")
+        for method in methods or QUANTISED:
+            try:
+                rows = {flag: child("held", method, flag) for flag in ("false", "true")}
+            except SystemExit as error:
+                print(f"{method:14} {str(error).strip().splitlines()[-1]}")
+                continue
+            plain = plain or rows
+            one, exact = rows["false"], plain["false"]
+            apart = max(abs(a - b) / b for a, b in zip(one["losses"], exact["losses"], strict=True))
+            print(f"{method:14} {one['bytes'] / 1e6:6.2f} MB  {one['bytes'] / exact['bytes']:9.3f} "
+                  f"{one['ms']:8.1f} ms {one['ms'] / exact['ms']:9.2f} "
+                  f"{rows['true']['ms'] / plain['true']['ms']:19.2f} {apart:11.4f}")  # fmt: skip
+    return 0
+
+
+def child_held(method: str, checkpointing: str) -> int:
+    """Bytes of the embedded model's base, CPU-milliseconds of a step (median), and the losses."""
+    import torch
+
+    from tuner import assemble, prepare, quantise
+    from tuner.recipe import load
+
+    torch.set_num_threads(1)
+    settings = [f"memory.quantise={method}", f"memory.checkpointing={checkpointing}", "validate.prompts=[]"]
+    recipe = load(ROOT / "recipes" / "demo" / "style-lora.yaml", settings)
+    job = assemble.build(prepare.prepare(recipe), lambda *_, **__: None)
+    batches, trainer = job.loader.steps(0), job.trainer
+    size = quantise.size(trainer.parts.network) - sum(4 * p.numel() for p in trainer.adapter.parameters())
+    losses, times = [], []
+    for _ in range(12):
+        began = time.process_time()
+        losses.append(trainer.step(next(batches))["loss"])
+        times.append((time.process_time() - began) * 1000)
+    batches.close()
+    return say({"bytes": size, "ms": statistics.median(times[3:]), "losses": losses})
+
+
+def say(figures: dict[str, Any]) -> int:
     """The line that `child` reads."""
     print(json.dumps(figures))
     return 0
