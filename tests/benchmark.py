@@ -112,13 +112,13 @@ def child_adapter(row: str) -> int:
     """CPU time of one step, what trains, what the optimiser holds and the peak resident memory of one row."""
     import torch
 
-    from tuner import assemble
+    from tuner import assemble, prepare
     from tuner.events import Journal
     from tuner.recipe import load
 
     demo = ROOT / "recipes" / "demo" / "style-lora.yaml"
     journal = Journal(Path(os.environ["TUNER_HOME"]) / f"{os.getpid()}.jsonl")
-    job = assemble.build(assemble.prepare(load(demo, ROWS[row])), journal)
+    job = assemble.build(prepare.prepare(load(demo, ROWS[row])), journal)
     trainer, batches, times = job.trainer, job.loader.steps(0), []
     for _ in range(12):
         step = [b.to(trainer.accelerator.device) for b in next(batches)]
@@ -176,12 +176,12 @@ def enlarge(source: Path) -> None:
 
 def ours(recipe: str) -> Callable[[int], None]:
     """`steps(n)`: train n more steps as a run does, journal and loader included."""
-    from tuner import assemble
+    from tuner import assemble, prepare
     from tuner.events import Journal
     from tuner.recipe import load
 
     journal = Journal(Path(recipe).with_suffix(f".{os.getpid()}.jsonl"))
-    job = assemble.build(assemble.prepare(load(recipe)), journal)
+    job = assemble.build(prepare.prepare(load(recipe)), journal)
     batches = job.loader.steps(0)
 
     def steps(count: int) -> None:
