@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import Accelerator
@@ -14,7 +14,7 @@ from accelerate.state import AcceleratorState
 from torch import Tensor
 
 from . import adapters, device, export, optimizers, provenance
-from .adapter import Layered, Written
+from .adapter import Adapter, Layered, Written
 from .adapters import lora
 from .data import cache, fill, loader, tensor
 from .errors import UserError, stop_on_errors
@@ -23,9 +23,13 @@ from .home import cache_folder
 from .loop import Trainer
 from .prepare import Prepared
 from .progress import progress
+from .recipe import LoraSpec, Recipe
 from .seeds import mix
 from .types import Cond, on_device
 from .validate import Validator
+
+if TYPE_CHECKING:
+    from .adapters.text import WithText
 
 Say = Callable[..., Any]
 HELD = 4
@@ -53,8 +57,15 @@ def build(ready: Prepared, say: Say) -> Job:
     say("phase", name="load", done=0, of=0)
     trainer = load_trainer(ready, dtype)
     train = ready.recipe.train
-    batches = loader.Loader(ready.sampler, store, keys, ready.family, train.seed, train.caption_dropout, train.workers)
+    batches = loader.Loader(
+        ready.sampler, store, keys, ready.family, train.seed, train.caption_dropout, train.workers, not tells_all(ready)
+    )
     return Job(trainer, batches, _validator(ready, trainer, batches, told, dtype))
+
+
+def tells_all(ready: Prepared) -> bool:
+    """Whether captions are encoded anew in every step and nothing of them is read from the cache."""
+    return getattr(ready.recipe.adapter, "text", None) is not None and ready.family.retells_all
 
 
 def load_trainer(ready: Prepared, dtype: torch.dtype) -> Trainer:
@@ -66,6 +77,10 @@ def load_trainer(ready: Prepared, dtype: torch.dtype) -> Trainer:
     parts = family.load(ready.source, (family.denoiser,), dtype)
     torch.manual_seed(mix(recipe.train.seed, "adapter"))
     adapter = adapters.build(recipe.adapter, family, parts)
+    own, tell, groups = adapter.parameters(), None, []
+    if getattr(recipe.adapter, "text", None) is not None:
+        adapter = _with_text(ready, adapter, dtype)
+        tell, groups = adapter.text.tell, [_text_group(recipe, adapter.text.parameters(), adapter.text.stop)]
     network = parts.network.to(accelerator.device)
     network.train()
     family.ready(network)
@@ -80,11 +95,32 @@ def load_trainer(ready: Prepared, dtype: torch.dtype) -> Trainer:
         return family.shift(latents, cond, scheduler_config) if ready.objective.flow else 1.0
 
     assert recipe.train.timesteps is not None
-    optimizer, scheduler = optimizers.build(recipe.train, adapter.parameters() + stack.parameters())
+    optimizer, scheduler = optimizers.build(recipe.train, own + stack.parameters(), groups)
     return Trainer(
         family, parts, adapter, ready.objective, recipe.train.timesteps, shift, stack,
-        accelerator.prepare(optimizer), scheduler, accelerator, recipe.train, family.reach(ready.source),
+        accelerator.prepare(optimizer), scheduler, accelerator, recipe.train, family.reach(ready.source), tell=tell,
     )  # fmt: skip
+
+
+def _with_text(ready: Prepared, adapter: Adapter, dtype: torch.dtype) -> WithText:
+    """The adapter with the one of the text encoders, which come onto the device."""
+    recipe, family = ready.recipe, ready.family
+    assert isinstance(recipe.adapter, LoraSpec)
+    assert recipe.adapter.text is not None
+    encoders = _encoder(ready, family.retelling_parts(ready.source), dtype).parts
+    torch.manual_seed(mix(recipe.train.seed, "text adapter"))
+    stop = max(1, round((recipe.adapter.text.until or 1.0) * recipe.train.steps))
+    both = adapters.with_text(adapter, recipe.adapter, family, encoders, stop)
+    if recipe.memory.checkpointing:
+        both.text.checkpoint()
+    return both
+
+
+def _text_group(recipe: Recipe, parameters: list[torch.nn.Parameter], stop: int) -> optimizers.Group:
+    assert isinstance(recipe.adapter, LoraSpec)
+    assert recipe.adapter.text is not None
+    assert recipe.adapter.text.lr is not None
+    return optimizers.Group("text", parameters, recipe.adapter.text.lr, stop)
 
 
 def _speed_and_memory(ready: Prepared, network: Any) -> None:
@@ -145,9 +181,11 @@ def fill_text(
 ) -> tuple[int, list[fill.Told]]:
     """Encode every caption and prompt that the cache lacks; returns the number of texts, and what samples are told.
 
-    The last of those is the negative prompt.
+    The last of those is the negative prompt. Nothing is encoded where all of it is told anew in every step.
     """
     samples = told_by_samples(ready, keys)
+    if tells_all(ready):
+        return 0, samples
     told = fill.everything_told(keys, samples)
     if store.missing(told):
         fill.fill_text(store, told, _encoder(ready, ready.family.text_parts, dtype), progress(say, "cache text"))
@@ -204,7 +242,9 @@ def _validator(
     where, pool = trainer.accelerator.device, ready.held if len(ready.held) else ready.trained
     count = min(HELD, len(pool))
     items = [batches.fixed([int(pool[i * len(pool) // count])]).to(where) for i in range(count)]
-    conds = [on_device(batches.cache.get(batches.keys.text(t)), where) for t in told]
+    conds: list[Cond] = [
+        on_device(batches.cache.get(batches.keys.text(t)), where) if batches.text else {} for t in told
+    ]
     assert spec.guidance is not None
     negative = conds.pop() if conds else None
     if not ready.family.wants_negative(ready.source, spec.guidance):
@@ -232,7 +272,7 @@ def write(trainer: Trainer, ready: Prepared, folder: Path, facts: dict[str, str]
     networks = {
         layers[0].part if trainer.parts.denoiser.startswith(layers[0].part) else trainer.parts.denoiser: network
     }
-    networks |= {layer.part: trainer.parts[layer.part] for layer in layers if layer.part not in networks}
+    networks |= getattr(adapter, "encoders", {})
     order = export.Order(
         folder,
         ready.recipe.name,
@@ -245,5 +285,6 @@ def write(trainer: Trainer, ready: Prepared, folder: Path, facts: dict[str, str]
         save.metadata,
         facts,
         lambda text: say("note", where="save.formats", text=text),
+        adapter.loads_in() if hasattr(adapter, "loads_in") else ("lycoris-lora",),
     )
     return export.files(layers, order)

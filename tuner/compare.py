@@ -6,7 +6,7 @@ Adapters are loaded with the official pipeline's own loader, so that what is see
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 from . import checkpoint, device, families, sample
 from .adapters import lora
 from .adapters.lora import FILE
+from .adapters.text import read_by, weigh
 from .data import tensor
 from .errors import UserError
 from .events import birth
@@ -109,12 +110,14 @@ def draw(wanted: Comparison, folder: Path, say: Callable[..., Any], controls: Co
     done = 0
     for column, contender in enumerate(wanted.contenders):
         parts = _contender(family, source, contender, dtype, where.torch)
-        for row, cond in enumerate(conds[: len(wanted.prompts)]):
+        told = _retold(family, parts, [*wanted.prompts, wanted.negative], [*conds, *([negative] if negative else [])])
+        for row, cond in enumerate(told[: len(wanted.prompts)]):
             for seed in wanted.seeds:
                 if controls.stop():
                     return "stopped"
                 shown = pictures[row] if pictures else ()
-                request = replace(blank, cond=cond, negative=negative, seed=seed, references=shown)
+                against = told[-1] if negative else None
+                request = replace(blank, cond=cond, negative=against, seed=seed, references=shown)
                 file = sample.save(sample.draw(family, parts, request), folder / f"{column:02d}-{row:02d}-{seed}")
                 done += 1
                 say("sample", contender=column, prompt=row, seed=seed, file=file.name)
@@ -163,12 +166,32 @@ def _told(wanted: Comparison, family: Family, blank: Request, pictures: list[tup
 def _encode(
     family: Family, source: Source, dtype: torch.dtype, where: torch.device, prompts: list[Prompt]
 ) -> list[Cond]:
-    parts = family.load(source, family.text_parts, dtype)
+    parts = _loaded(family, source, family.text_parts, dtype, where)
+    with torch.no_grad():
+        return family.encode_text(parts, prompts)
+
+
+def _retold(family: Family, parts: Parts, texts: list[str], conds: list[Cond]) -> list[Cond]:
+    """The conditions (of texts, in order) as the contender's own text encoders have them, which are then let go."""
+    if not family.trainable_text or any(parts.components.get(p) is None for p in family.trainable_text):
+        return conds
+    told = []
+    with torch.no_grad():
+        for caption, cond in zip(texts, conds, strict=False):  # no condition for a negative that is not wanted
+            batch = family.retell(parts, [caption], {k: v[None] for k, v in cond.items()})
+            told.append({k: v[0] for k, v in batch.items()})
+    for name in family.trainable_text:
+        del parts.components[name]
+    return told
+
+
+def _loaded(family: Family, source: Source, names: Sequence[str], dtype: torch.dtype, where: torch.device) -> Parts:
+    """Components of the model, on the device."""
+    parts = family.load(source, names, dtype)
     for component in parts.components.values():
         if isinstance(component, torch.nn.Module):
             component.to(where)
-    with torch.no_grad():
-        return family.encode_text(parts, prompts)
+    return parts
 
 
 def _contender(family: Family, source: Source, contender: Contender, dtype: torch.dtype, where: torch.device) -> Parts:
@@ -176,13 +199,14 @@ def _contender(family: Family, source: Source, contender: Contender, dtype: torc
     path = find(contender.adapter) if contender.adapter else None
     whole_model = path is not None and path.is_dir()
     base = Source(str(path), {}) if whole_model else source
-    parts = family.load(base, (family.denoiser, *family.sample_parts(base)), dtype)
-    for component in parts.components.values():
-        if isinstance(component, torch.nn.Module):
-            component.to(where)
+    parts = _loaded(family, base, (family.denoiser, *family.sample_parts(base)), dtype, where)
     if path is not None and not whole_model:
         try:
+            if speaks := read_by(family, path):
+                parts.components |= _loaded(family, source, family.retelling_parts(source), dtype, where).components
             lora.attach(family, parts, path, contender.strength)
+            if speaks:
+                weigh(family, parts, contender.strength)
         except (ValueError, KeyError, RuntimeError, OSError, SafetensorError) as error:
             first = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise UserError(

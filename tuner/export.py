@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from .adapter import Written
 from .formats import metadata, verify, write
 from .formats.apply import plain_weight
 from .formats.layers import Layer
-from .formats.places import Places, shapes
+from .formats.places import Places, shapes, text_names
 from .native import Names
 
 FILE, PEFT_FILE = "pytorch_lora_weights.safetensors", "adapter_model.safetensors"
@@ -33,7 +33,7 @@ class Order:
 
     pipeline, layout: diffusers' class and who reads an adapter for it (`adapters.lora.layout`). formats: none means all
     that the family has. facts: what is known of the training, for the header. tell: gets a sentence for each format
-    that was left out.
+    that was left out. lycoris: who loads LyCORIS' own format of this adapter rightly.
     """
 
     folder: Path
@@ -47,6 +47,7 @@ class Order:
     metadata: metadata.Choice = "full"
     facts: Mapping[str, str] = field(default_factory=dict)
     tell: Callable[[str], None] = _silent
+    lycoris: tuple[str, ...] = ("lycoris-lora",)
 
     def weight(self, part: str, module: str) -> Tensor | None:
         """The base's weight of a module as numbers."""
@@ -99,14 +100,24 @@ def files(layers: Sequence[Layer], order: Order) -> list[Written]:
     if not layers:
         raise AssertionError("an adapter without layers")
     places = Places(order.names, {part: shapes(network) for part, network in order.networks.items()})
+    layers = [_own_name(layer, places) for layer in layers]
     against = verify.Check(layers, places, order.weight, order.precision)
     order.folder.mkdir(parents=True, exist_ok=True)
     return [_file(layers, order, format, against) for format in wanted(order, layers)]
 
 
+def _own_name(layer: Layer, places: Places) -> Layer:
+    """Text encoders' layers by the names that the installed library gives their modules."""
+    table = places.networks[layer.part]
+    if layer.module in table:
+        return layer
+    own = [name for name in text_names(layer.module) if name in table]
+    return replace(layer, module=own[0]) if own else layer
+
+
 def _file(layers: Sequence[Layer], order: Order, format: str, against: verify.Check) -> Written:
     if format == "diffusers":
-        sheet = write.diffusers(layers, order.layout)
+        sheet = write.diffusers(layers, order.layout, against.places)
         name = PEFT_FILE if order.layout == "peft" else FILE
     else:
         sheet = write.WRITERS[format](layers, against.places, order.weight)
@@ -123,7 +134,9 @@ def _file(layers: Sequence[Layer], order: Order, format: str, against: verify.Ch
     problems = verify.check(partial / name, format, against, order.pipeline, order.layout)
     shutil.rmtree(target, ignore_errors=True)
     partial.rename(target)
-    readers = verify.TARGETS[format] if not (format == "diffusers" and order.layout == "peft") else ("PEFT",)
+    readers = {**verify.TARGETS, "lycoris": order.lycoris}[format]
+    if format == "diffusers" and order.layout == "peft":
+        readers = ("PEFT",)
     return Written(target / name, format, () if problems else readers, tuple(problems))
 
 

@@ -122,6 +122,20 @@ class Names:
                 return tuple(_numbered(m, numbers) for m in row.modules), row
         return (name,), Native(name, (name,))
 
+    def known(self, modules: Iterable[str]) -> dict[str, tuple[tuple[str, ...], Native]]:
+        """Every dotted name by which a file may call these modules of a network → as `modules` answers.
+
+        Diffusers' own names, `native` and `others`. Flattened, the keys tell how a kohya file's names are to be read.
+        """
+        found: dict[str, tuple[tuple[str, ...], Native]] = {}
+        for module in modules:
+            for table in (self._original, self._other_original):
+                for numbers, _, row in table.matches(module):
+                    fused = tuple(_numbered(m, numbers) for m in row.modules)
+                    found.setdefault(_numbered(row.name, numbers), (fused, row))
+            found.setdefault(module, ((module,), Native(module, (module,))))
+        return found
+
     @cached_property
     def _original(self) -> _Table:
         return _Table((m, i, row) for row in self.native for i, m in enumerate(row.modules))

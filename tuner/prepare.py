@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from . import device, export, extensions, families, optimizers
+from . import adapters, device, export, extensions, families, optimizers
 from .data import index, plan, sampler
 from .data.item import Kind
 from .device import Device
@@ -112,8 +112,16 @@ def resolve(recipe: Recipe, family: Family, geometry: Geometry, where: Device) -
             }
         ),
     }
-    if recipe.adapter.kind == "lora" and recipe.adapter.alpha is None:
-        change["adapter"] = recipe.adapter.model_copy(update={"alpha": float(recipe.adapter.rank)})
+    if recipe.adapter.kind == "lycoris":
+        change["adapter"] = recipe.adapter.filled()
+    if recipe.adapter.kind == "lora":
+        whole: dict[str, Any] = {"alpha": recipe.adapter.alpha or float(recipe.adapter.rank)}
+        if (text := recipe.adapter.text) is not None:
+            rank, lr = text.rank or recipe.adapter.rank, text.lr or change["train"].lr
+            every = text.parts or list(family.trainable_text) or None
+            own = {"rank": rank, "lr": lr, "alpha": text.alpha or float(rank), "parts": every}
+            whole["text"] = text.model_copy(update=own)
+        change["adapter"] = recipe.adapter.model_copy(update=whole)
     if (spec := recipe.validation) is not None:
         update: dict[str, Any] = {"guidance": family.guidance if spec.guidance is None else spec.guidance}
         if resolutions:
@@ -151,10 +159,13 @@ def _settings(ready: Prepared) -> Iterator[Problem]:
         text = f"train.shift has no meaning for {ready.family.name}, which is no flow model; remove it."
         yield Problem("error", "train.shift", text, {"train.shift": "auto"})
     yield from _targets(ready)
+    yield from _text(ready)
     yield from _sample_settings(ready)
     yield from _media_settings(ready)
     yield from _idle(ready)
     yield from _formats(ready)
+    if reason := adapters.refuses(ready.family, recipe):
+        yield Problem("error", "adapter", reason)
     if reason := ready.family.refuses(recipe):
         yield Problem("error", "family", reason)
     for i, e in enumerate(ready.extensions):
@@ -176,6 +187,38 @@ def _formats(ready: Prepared) -> Iterator[Problem]:
     if save.formats and ready.recipe.adapter.kind == "full":
         text = "save.formats is of adapters, but adapter.kind=full writes a whole model; remove it."
         yield Problem("error", "save.formats", text, {"save.formats": []})
+
+
+def _text(ready: Prepared) -> Iterator[Problem]:
+    """Training of the text encoders: what cannot be, and what it means for the cache."""
+    text, family, source = getattr(ready.recipe.adapter, "text", None), ready.family, ready.source
+    if text is None:
+        return
+    known = ", ".join(family.trainable_text)
+    if not known:
+        said = f"adapter.text is set, but {family.name} trains without its text encoders ({family.encoders}): "
+        yield Problem(
+            "error", "adapter.text", said + "captions are cached, and no other tool reads such adapters; remove it."
+        )
+        return
+    if lacking := [p for p in family.trainable_text if not source.has(p)]:
+        said = f"adapter.text is set, but source {source.name} has no {', '.join(lacking)}; remove it."
+        yield Problem("error", "adapter.text", said)
+    elif strange := [p for p in text.parts if p not in family.trainable_text]:
+        said = f"adapter.text.parts has {', '.join(strange)}, but {family.name} can train {known}; choose of those."
+        yield Problem("error", "adapter.text.parts", said)
+    else:
+        rest = (
+            "nothing of them is cached" if family.retells_all else f"only what {known} does not say of them is cached"
+        )
+        said = f"{', '.join(text.parts)} trains: captions and prompts are encoded anew in every step, {rest}."
+        yield Problem("note", "adapter.text", said)
+    train = ready.recipe.train
+    if train.optimizer == "prodigy" and text.lr != train.lr:
+        said = (
+            f"adapter.text.lr is {text.lr:g}, but prodigy has one step size for all; set it to train.lr, {train.lr:g}."
+        )
+        yield Problem("error", "adapter.text.lr", said, {"adapter.text.lr": train.lr})
 
 
 def _sample_settings(ready: Prepared) -> Iterator[Problem]:

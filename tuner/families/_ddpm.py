@@ -25,10 +25,12 @@ FEED_FORWARD = r".*\.ff\.net\.(0\.proj|2)"
 # The attention levels' `proj_in` and `proj_out` are 1x1 convolutions in Stable Diffusion 1 and linear later.
 PROJECTIONS = r".*\.attentions\.\d+\.proj_(in|out)"
 TIME = r".*\.resnets\.\d+\.time_emb_proj"
+CONVOLUTIONS = r".*\.resnets\.\d+\.conv(1|2|_shortcut)|.*\.(down|up)samplers\.0\.conv"
 TARGETS = {
     "default": ATTENTION,
     "attention+feed-forward": f"{ATTENTION}|{FEED_FORWARD}",
     "all-linear": f"{ATTENTION}|{FEED_FORWARD}|{PROJECTIONS}|{TIME}",
+    "with-conv": f"{ATTENTION}|{FEED_FORWARD}|{PROJECTIONS}|{TIME}|{CONVOLUTIONS}",
 }
 SMALL: dict[str, Any] = {
     "down_block_types": ("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),

@@ -103,6 +103,14 @@ NAMES = Names(
                 "txt_mod.linear": "norm1_context.linear",
             },
         ),
+        # version 1's, which ComfyUI goes on reading
+        *renamed(
+            *BLOCK,
+            {
+                "img_attn_qkv": ("attn.to_q", "attn.to_k", "attn.to_v"),
+                "txt_attn_qkv": ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"),
+            },
+        ),
         *renamed(
             *REFINER_BLOCK,
             {

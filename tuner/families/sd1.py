@@ -45,6 +45,7 @@ class StableDiffusion1(Family):
         architecture="stable-diffusion-v1",
         version="sd_v1",
     )
+    trainable_text = {"text_encoder": 0}
     licence = "CreativeML OpenRAIL-M"
     size = "0.86B"
     predicts = "epsilon, velocity"
