@@ -1,30 +1,35 @@
 """Pictures side by side: one base model, several adapters and strengths, the same prompts and seeds.
 
-Adapters are loaded with the official pipeline's own loader, so that what is seen is what any other program sees.
+Adapters are loaded with the official pipeline's own loader, so that what is seen is what any other program sees; files
+that it cannot read go over the network by our own reader. What no reader understands is told.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
+from peft.tuners.tuners_utils import BaseTunerLayer
 from pydantic import Field, ValidationError
 from safetensors import SafetensorError
 
-from . import checkpoint, device, families, sample
-from .adapters import lora
+from . import adapters, checkpoint, device, export, families, sample
+from .adapters import lora, lycoris
 from .adapters.lora import FILE
-from .adapters.text import read_by, weigh
+from .adapters.text import weigh
 from .data import tensor
 from .errors import UserError
 from .events import birth
 from .family import Family, Request
-from .recipe import Model, explain, setting
+from .formats import apply, dialects, file, write
+from .formats.layers import Contents
+from .formats.places import Places, shapes
+from .recipe import LycorisSpec, Model, explain, setting
 from .run import Controls
 from .source import Source
 from .types import Cond, Parts, Prompt
@@ -75,6 +80,7 @@ def find(adapter: str) -> Path:
         path / "export" / "diffusers" / FILE,
         path / "export" / "diffusers" / lora.PEFT_FILE,
         path / "export" / "model",
+        *(f for format in export.FORMATS[1:] for f in sorted((path / "export" / format).glob("*.safetensors"))),
         path / checkpoint.WEIGHTS,
         path / FILE,
         path / lora.PEFT_FILE,
@@ -109,7 +115,7 @@ def draw(wanted: Comparison, folder: Path, say: Callable[..., Any], controls: Co
     say("phase", name="load", done=0, of=0)
     done = 0
     for column, contender in enumerate(wanted.contenders):
-        parts = _contender(family, source, contender, dtype, where.torch)
+        parts = _Contender(family, source, contender, dtype, where.torch, say).parts()
         told = _retold(family, parts, [*wanted.prompts, wanted.negative], [*conds, *([negative] if negative else [])])
         for row, cond in enumerate(told[: len(wanted.prompts)]):
             for seed in wanted.seeds:
@@ -194,25 +200,88 @@ def _loaded(family: Family, source: Source, names: Sequence[str], dtype: torch.d
     return parts
 
 
-def _contender(family: Family, source: Source, contender: Contender, dtype: torch.dtype, where: torch.device) -> Parts:
+@dataclass
+class _Contender:
     """The model of one column. A fresh denoiser each time: no column can leave a trace in the next."""
-    path = find(contender.adapter) if contender.adapter else None
-    whole_model = path is not None and path.is_dir()
-    base = Source(str(path), {}) if whole_model else source
-    parts = _loaded(family, base, (family.denoiser, *family.sample_parts(base)), dtype, where)
-    if path is not None and not whole_model:
+
+    family: Family
+    source: Source
+    contender: Contender
+    dtype: torch.dtype
+    where: torch.device
+    say: Callable[..., Any]
+
+    def parts(self) -> Parts:
+        """Loaded, on the device, with the adapter. Raises `UserError` for one that does not fit."""
+        path = find(self.contender.adapter) if self.contender.adapter else None
+        if path is None:
+            return self._fresh(self.source)
+        if path.is_dir():
+            return self._fresh(Source(str(path), {}))
+        given = file.read(path)
         try:
-            if speaks := read_by(family, path):
-                parts.components |= _loaded(family, source, family.retelling_parts(source), dtype, where).components
-            lora.attach(family, parts, path, contender.strength)
-            if speaks:
-                weigh(family, parts, contender.strength)
+            return self._with(given)
         except (ValueError, KeyError, RuntimeError, OSError, SafetensorError) as error:
             first = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise UserError(
-                f"{path} does not fit {wanted_name(family)} ({first}); choose an adapter of this family."
+                f"{path} does not fit {wanted_name(self.family)} ({first}); choose an adapter of this family."
             ) from error
-    return parts
+
+    def _fresh(self, base: Source, speaks: bool = False) -> Parts:
+        wanted = (self.family.denoiser, *self.family.sample_parts(base))
+        parts = _loaded(self.family, base, wanted, self.dtype, self.where)
+        if speaks:
+            told = self.family.retelling_parts(self.source)
+            parts.components |= _loaded(self.family, self.source, told, self.dtype, self.where).components
+        return parts
+
+    def _with(self, given: file.File) -> Parts:
+        family, path, strength = self.family, given.path, self.contender.strength
+        speaks = bool(family.trainable_text) and any(name.startswith(TEXT) for name in given.tensors)
+        parts = self._fresh(self.source, speaks)
+        if lycoris.STATED in given.metadata:  # a checkpoint of ours, whose scales stand in its settings
+            spec = LycorisSpec.model_validate_json(given.metadata[lycoris.STATED])
+            adapter: Any = adapters.build(spec, family, parts)
+            adapter.load_state_dict(given.tensors)
+            adapter.strength = strength
+            return parts
+        networks = {parts.denoiser: parts.network, **{p: parts[p] for p in family.trainable_text if speaks}}
+        names = family.named(self.source.config(family.denoiser))
+        places = Places(names, {part: shapes(network) for part, network in networks.items()})
+        contents = dialects.understood(given, places)
+        if any(name.endswith(PEFT_ONLY) for name in given.tensors):
+            self._attach(parts, path, speaks)
+            return parts
+        dialects.matched(contents, path, wanted_name(family))
+        if leftover := dialects.told(contents, path):
+            self.say("warning", where="contenders", text=leftover)
+        if all(write.plain(layer) for layer in contents.layers) and self._attached(parts, path, speaks, contents):
+            return parts
+        parts = self._fresh(self.source, speaks)
+        for part in networks:
+            apply.over(parts[part], [x for x in contents.layers if x.part == part], strength)
+        return parts
+
+    def _attached(self, parts: Parts, path: Path, speaks: bool, contents: Contents) -> bool:
+        """Whether diffusers' own loader has put all of the file on; if not, `parts` are not to be used."""
+        try:
+            self._attach(parts, path, speaks)
+        except (ValueError, LookupError, RuntimeError, OSError, TypeError, AttributeError, AssertionError):
+            return False  # its conversions expect the published sizes, and end in all kinds of errors at others
+        wanted = {x.module for x in contents.layers if x.part == parts.denoiser}
+        there = {name for name, m in parts.network.named_modules() if isinstance(m, BaseTunerLayer)}
+        return wanted <= there
+
+    def _attach(self, parts: Parts, path: Path, speaks: bool) -> None:
+        lora.attach(self.family, parts, path, self.contender.strength)
+        if speaks:
+            weigh(self.family, parts, self.contender.strength)
+
+
+TEXT = ("text_encoder", "lora_te", "te1_", "te2_")
+"""How keys begin that speak of a text encoder."""
+PEFT_ONLY = (".miss_block", ".hra_u", ".ia3_l")
+"""Endings of checkpoints that peft alone can load."""
 
 
 def wanted_name(family: Family) -> str:

@@ -82,6 +82,21 @@ def prepare(recipe: Recipe, progress: Callable[[int, int], None] | None = None) 
     return ready
 
 
+def without_data(recipe: Recipe) -> Prepared:
+    """A recipe understood without looking at its data, for what needs only the model and what trained.
+
+    Raises `UserError` as `prepare` does.
+    """
+    family = families.build(recipe.family, recipe.options, recipe.task)
+    source, where = Source(recipe.source, family.sources), device.pick()
+    family.accept(source)
+    geometry, nothing = family.geometry(source), index.Index()
+    built = [extensions.build(spec, i) for i, spec in enumerate(recipe.extensions)]
+    objective = family.objective(source, recipe.train.snr_gamma)
+    made = plan.plan(nothing, [], recipe.media, recipe.media.resolutions or [], geometry)
+    return Prepared(recipe, family, source, objective, geometry, where, built, nothing, made)
+
+
 def kinds(family: Family) -> frozenset[Kind]:
     """What a family trains on: a picture is a clip of one frame, but no clip to start from its first frame."""
     if family.modality == "video":
@@ -163,7 +178,7 @@ def _settings(ready: Prepared) -> Iterator[Problem]:
     yield from _sample_settings(ready)
     yield from _media_settings(ready)
     yield from _idle(ready)
-    yield from _formats(ready)
+    yield from formats(ready)
     if reason := adapters.refuses(ready.family, recipe):
         yield Problem("error", "adapter", reason)
     if reason := ready.family.refuses(recipe):
@@ -180,7 +195,8 @@ def _targets(ready: Prepared) -> Iterator[Problem]:
         yield Problem("error", "adapter.targets", text, {"adapter.targets": "default"})
 
 
-def _formats(ready: Prepared) -> Iterator[Problem]:
+def formats(ready: Prepared) -> Iterator[Problem]:
+    """Files that this family or way of training does not have."""
     save, family = ready.recipe.save, ready.family
     for text in export.checked(save.formats, family.names):
         yield Problem("error", "save.formats", text, {"save.formats": []})

@@ -218,12 +218,6 @@ def _below(part: str, values: dict[str, Any]) -> dict[str, Any]:
     return {k.removeprefix(f"{part}."): v for k, v in values.items() if k.startswith(f"{part}.")}
 
 
-def read_by(family: Family, path: Path) -> bool:
-    """Whether an adapter file says something of text encoders that the family can train."""
-    with safe_open(path, "pt") as file:
-        return any(k.split(".")[0] in family.trainable_text for k in file.keys())  # noqa: SIM118
-
-
 def weigh(family: Family, parts: Parts, strength: float) -> None:
     """Multiply the scale of what a loader has put on the text encoders."""
     for name in family.trainable_text:
