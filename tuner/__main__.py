@@ -1,4 +1,4 @@
-"""`python -m tuner`: run, resume, check, cache, caption, sample, describe, demo and app.
+"""`python -m tuner`: run, resume, check, cache, caption, sample, export, describe, demo and app.
 
 Exit code 0: done. 1: the user must change something; one sentence on stderr says what. 2: we failed.
 """
@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_args
 
 from . import __version__, recipe
 from .errors import Problem, UserError
@@ -111,6 +111,12 @@ def _others(command: Command) -> None:
     sub = command("sample", sample, "Draw pictures with a base model and adapters side by side.")
     sub.add_argument("request", type=Path, help="a request file (YAML)")
     sub.add_argument("--out", type=Path, required=True, help="folder for the pictures")
+    sub = command("export", export, "Write the adapter of a run or checkpoint again, and check that it loads.")
+    sub.add_argument("path", type=Path, help="a run folder (its newest checkpoint), or one of its checkpoints")
+    sub.add_argument("--formats", help="diffusers, comfyui, kohya, lycoris, with commas (default: as the recipe says)")
+    sub.add_argument("--precision", choices=("fp32", "bf16", "fp16"), help="number format of the file")
+    sub.add_argument("--metadata", choices=("full", "share", "minimal"), help="what the file tells of the training")
+    sub.add_argument("--out", type=Path, help="folder (default: RUN/export, or RUN/export/step-000050)")
     sub = command("describe", describe, "List families, techniques and settings.")
     sub.add_argument("--markdown", action="store_true", help="the tables of the README")
     sub.add_argument("--json", action="store_true", help="JSON (the default)")
@@ -189,6 +195,15 @@ def sample(arguments: argparse.Namespace) -> int:
     """See the command's help."""
     job = importlib.import_module("tuner.jobs")
     return job.sample(arguments.request, arguments.out)
+
+
+def export(arguments: argparse.Namespace) -> int:
+    """See the command's help."""
+    formats = [f.strip() for f in (arguments.formats or "").split(",") if f.strip()]
+    if unknown := set(formats) - set(get_args(recipe.Format)):
+        raise UserError(f"--formats has {', '.join(sorted(unknown))}; choose of {', '.join(get_args(recipe.Format))}.")
+    save = {k: v for k, v in (("precision", arguments.precision), ("metadata", arguments.metadata)) if v}
+    return importlib.import_module("tuner.jobs").export(arguments.path, formats, save, arguments.out)
 
 
 def describe(arguments: argparse.Namespace) -> int:

@@ -1,32 +1,37 @@
 """Pictures side by side: one base model, several adapters and strengths, the same prompts and seeds.
 
-Adapters are loaded with the official pipeline's own loader, so that what is seen is what any other program sees.
+Adapters are loaded with the official pipeline's own loader, so that what is seen is what any other program sees; files
+that it cannot read go over the network by our own reader. What no reader understands is told.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
+from peft.tuners.tuners_utils import BaseTunerLayer
 from pydantic import Field, ValidationError
 from safetensors import SafetensorError
 
-from . import device, families, prepare, quantise, sample
-from .adapters import controlnet, lora
+from . import adapters, device, families, prepare, quantise, sample
+from .adapters import controlnet, lora, lycoris
 from .adapters.start import find
-from .adapters.text import read_by, weigh
+from .adapters.text import weigh
 from .data import tensor
 from .data.buckets import frame
 from .device import Device
 from .errors import UserError
 from .events import birth
 from .family import Family, Request
-from .recipe import MemorySpec, Model, Quantisation, explain, setting
+from .formats import apply, dialects, file, write
+from .formats.layers import Contents
+from .formats.places import Places, shapes
+from .recipe import LycorisSpec, MemorySpec, Model, Quantisation, explain, setting
 from .run import Controls
 from .source import Source
 from .types import Cond, Parts, Prompt
@@ -94,12 +99,9 @@ def draw(wanted: Comparison, folder: Path, say: Callable[..., Any], controls: Co
     say("phase", name="load", done=0, of=0)
     done = 0
 
-    def loaded(contender: Contender) -> Parts:
-        place = quantise.Place(memory.quantise, dtype, where.torch)
-        return _contender(family, source, contender, place, memory.quantise_skip, say)
-
+    place = quantise.Place(memory.quantise, dtype, where.torch)
     for column, contender in enumerate(wanted.contenders):
-        parts = loaded(contender)
+        parts = _Contender(family, source, contender, place, tuple(memory.quantise_skip), say).parts()
         if parts.sight and not looked_at:
             raise UserError(f"{contender.adapter} looks at control pictures; give `controls`, one for each prompt.")
         looked = looked or parts.sight is not None
@@ -214,38 +216,130 @@ def _loaded(family: Family, source: Source, names: Sequence[str], dtype: torch.d
     return parts
 
 
-def _contender(
-    family: Family,
-    source: Source,
-    contender: Contender,
-    place: quantise.Place,
-    skip: Sequence[str],
-    say: Callable[..., Any],
-) -> Parts:
+@dataclass
+class _Contender:
     """The model of one column. A fresh denoiser each time: no column can leave a trace in the next."""
-    path = find(contender.adapter) if contender.adapter else None
-    whole_model = path is not None and (path / "model_index.json").is_file()
-    base = Source(str(path), {}) if whole_model else source
-    parts = family.load(base, (family.denoiser, *family.sample_parts(base)), place.dtype)
-    with quantise.base(family, parts, place, skip, say, late=True):
-        if path is not None and not whole_model:
-            try:
-                if speaks := read_by(family, path):
-                    encoders = _loaded(family, source, family.retelling_parts(source), place.dtype, place.device)
-                    parts.components |= encoders.components
-                if not controlnet.attach(family, parts, path, contender.strength):
-                    lora.attach(family, parts, path, contender.strength)
-                if speaks:
-                    weigh(family, parts, contender.strength)
-            except (ValueError, KeyError, RuntimeError, OSError, SafetensorError) as error:
-                first = str(error).splitlines()[0] if str(error) else type(error).__name__
-                raise UserError(
-                    f"{path} does not fit {wanted_name(family)} ({first}); choose an adapter of this family."
-                ) from error
-    for component in parts.components.values():
-        if isinstance(component, torch.nn.Module):
-            component.to(place.device)
-    return parts
+
+    family: Family
+    source: Source
+    contender: Contender
+    place: quantise.Place
+    skip: tuple[str, ...]
+    say: Callable[..., Any]
+
+    def parts(self) -> Parts:
+        """Loaded, quantised, on the device, with the adapter. Raises `UserError` for one that does not fit."""
+        path = find(self.contender.adapter) if self.contender.adapter else None
+        if path is None:
+            return self._held(self._fresh(self.source))
+        if (path / "model_index.json").is_file():
+            return self._held(self._fresh(Source(str(path), {})))
+        try:
+            return self._branch(path) if path.is_dir() else self._with(file.read(path))
+        except (ValueError, KeyError, RuntimeError, OSError, SafetensorError) as error:
+            first = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise UserError(
+                f"{path} does not fit {wanted_name(self.family)} ({first}); choose an adapter of this family."
+            ) from error
+
+    def _fresh(self, base: Source, speaks: bool = False) -> Parts:
+        """Loaded; speaks: with the text encoders that an adapter may change."""
+        parts = self.family.load(base, (self.family.denoiser, *self.family.sample_parts(base)), self.place.dtype)
+        if speaks:
+            told = self.family.retelling_parts(self.source)
+            encoders = _loaded(self.family, self.source, told, self.place.dtype, self.place.device)
+            parts.components |= encoders.components
+        return parts
+
+    def _held(self, parts: Parts, put: Callable[[Parts], bool] = lambda _: True, late: bool = False) -> Parts:
+        """Quantised around what `put` does, on the device. Raises `_Unread` when `put` says that it could not."""
+        with quantise.base(self.family, parts, self.place, self.skip, self.say, late=late):
+            if not put(parts):
+                raise _Unread
+        for component in parts.components.values():
+            if isinstance(component, torch.nn.Module):
+                component.to(self.place.device)
+        return parts
+
+    def _branch(self, path: Path) -> Parts:
+        """A ControlNet's folder."""
+        strength = self.contender.strength
+        try:
+            return self._held(
+                self._fresh(self.source), lambda parts: controlnet.attach(self.family, parts, path, strength)
+            )
+        except _Unread:
+            raise ValueError("it is no ControlNet") from None
+
+    def _with(self, given: file.File) -> Parts:
+        """An adapter file: through the library's own loader where that reads all of it, else through ours."""
+        if lycoris.STATED in given.metadata:
+            return self._held(self._fresh(self.source), lambda parts: self._lycoris(parts, given))
+        speaks = bool(self.family.trainable_text) and any(name.startswith(TEXT) for name in given.tensors)
+        read: list[Contents] = []
+
+        def put(parts: Parts) -> bool:
+            if controlnet.attach(self.family, parts, given.path, self.contender.strength):
+                return True
+            return self._attached(parts, given, speaks, read)
+
+        try:
+            return self._held(self._fresh(self.source, speaks), put, late=True)
+        except _Unread:
+            parts = self._held(self._fresh(self.source, speaks))
+        for part in {layer.part for layer in read[0].layers}:
+            apply.over(parts[part], [x for x in read[0].layers if x.part == part], self.contender.strength)
+        return parts
+
+    def _lycoris(self, parts: Parts, given: file.File) -> bool:
+        """A checkpoint of ours, whose scales stand in its settings."""
+        spec = LycorisSpec.model_validate_json(given.metadata[lycoris.STATED])
+        adapter: Any = adapters.build(spec, self.family, parts)
+        adapter.load_state_dict(given.tensors)
+        adapter.strength = self.contender.strength
+        return True
+
+    def _attached(self, parts: Parts, given: file.File, speaks: bool, read: list[Contents]) -> bool:
+        """Whether the library's own loader has put all of the file on; if not, `parts` are not to be used.
+
+        What our reader made of it goes into `read`.
+        """
+        family = self.family
+        if any(name.endswith(PEFT_ONLY) for name in given.tensors):
+            self._load(parts, given.path, speaks)
+            return True
+        networks = {parts.denoiser: parts.network, **{p: parts[p] for p in family.trainable_text if speaks}}
+        places = Places(
+            family.named(self.source.config(family.denoiser)), {part: shapes(n) for part, n in networks.items()}
+        )
+        contents = dialects.matched(dialects.understood(given, places), given.path, wanted_name(family))
+        read.append(contents)
+        if leftover := dialects.told(contents, given.path):
+            self.say("warning", where="contenders", text=leftover)
+        if not all(write.plain(layer) for layer in contents.layers):
+            return False
+        try:
+            self._load(parts, given.path, speaks)
+        except (ValueError, LookupError, RuntimeError, OSError, TypeError, AttributeError, AssertionError):
+            return False  # its conversions expect the published sizes, and end in all kinds of errors at others
+        wanted = {x.module for x in contents.layers if x.part == parts.denoiser}
+        there = {name for name, m in parts.network.named_modules() if isinstance(m, BaseTunerLayer)}
+        return wanted <= there
+
+    def _load(self, parts: Parts, path: Path, speaks: bool) -> None:
+        lora.attach(self.family, parts, path, self.contender.strength)
+        if speaks:
+            weigh(self.family, parts, self.contender.strength)
+
+
+class _Unread(Exception):
+    """The library's own loader does not read this file."""
+
+
+TEXT = ("text_encoder", "lora_te", "te1_", "te2_")
+"""How keys begin that speak of a text encoder."""
+PEFT_ONLY = (".miss_block", ".hra_u", ".ia3_l")
+"""Endings of checkpoints that peft alone can load."""
 
 
 def wanted_name(family: Family) -> str:

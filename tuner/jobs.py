@@ -1,11 +1,11 @@
-"""Slow work beside training that lives in a folder or only fills the cache: `tuner sample` and `tuner cache`."""
+"""Slow work beside training that lives in a folder or only fills the cache: `tuner sample`, `export` and `cache`."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-from . import assemble, compare, device, prepare
+from . import assemble, checkpoint, compare, device, prepare, provenance, recipe
 from .console import Console
 from .data import fill
 from .data.cache import Cache
@@ -13,7 +13,7 @@ from .errors import UserError, stop_on_errors
 from .home import cache_folder
 from .progress import progress
 from .recipe import Recipe
-from .run import watched
+from .run import told, watched
 
 
 def sample(request: Path, folder: Path) -> int:
@@ -24,6 +24,48 @@ def sample(request: Path, folder: Path) -> int:
     except OSError as error:
         raise UserError(f"The folder {folder} cannot be made ({error.strerror}); choose another with --out.") from None
     return watched(folder, lambda say, controls: compare.draw(wanted, folder, say, controls))
+
+
+def export(path: Path, formats: list[str], save: dict[str, str], out: Path | None) -> int:
+    """Write the adapter of a run or of one of its checkpoints again, checked; returns the exit code.
+
+    formats: none for those of the recipe. save: precision and metadata, where they are not the recipe's.
+    """
+    run, chosen = _checkpoint(path)
+    wanted = recipe.load(run / "recipe.yaml")
+    asked = {**wanted.save.model_dump(), **save, **({"formats": formats} if formats else {})}
+    change = {"save": recipe.SaveSpec.model_validate(asked), "memory": recipe.MemorySpec()}
+    ready = prepare.without_data(wanted.model_copy(update=change))
+    stop_on_errors(prepare.formats(ready))
+    console = Console()
+    trainer = assemble.load_trainer(ready, device.storage(ready.recipe, ready.device))
+    weights, state = checkpoint.load(chosen)
+    trainer.adapter.load_state_dict(weights)
+    trainer.stack.load_state_dict(state["extensions"])
+    target = out or (run / "export" if path == run else run / "export" / chosen.name)
+
+    def say(kind: str, **fields: Any) -> None:
+        console({"kind": kind, **fields})
+
+    facts = provenance.known(run, ready.recipe, ready.family) | {"ss_steps": str(checkpoint.step_of(chosen))}
+    with trainer.stack.sampling():
+        files = assemble.write(trainer, ready, target, facts, say)
+    say("export", **told(files, target))
+    console.close()
+    return 1 if any(f.problems for f in files) else 0
+
+
+def _checkpoint(path: Path) -> tuple[Path, Path]:
+    """(run folder, checkpoint folder) of a run, whose newest is meant, or of a checkpoint. Raises `UserError`."""
+    if (path / "recipe.yaml").is_file():
+        whole = checkpoint.complete(path)
+        if not whole:
+            raise UserError(f"{path} has no checkpoint yet; let the run reach one first.")
+        return path, whole[-1]
+    run = path.resolve().parent.parent
+    if path.resolve() in checkpoint.complete(run) and (run / "recipe.yaml").is_file():
+        return run, path.resolve()
+    raise UserError(f"{path} is no run folder and no whole checkpoint of one; give RUN or RUN/checkpoints/step-000050.")
 
 
 def cache(wanted: Recipe) -> int:

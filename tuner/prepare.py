@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from . import adapters, assistants, device, extensions, families, optimizers, quantise
+from . import adapters, assistants, device, export, extensions, families, optimizers, quantise
 from .adapters import start
 from .data import index, plan, sampler
 from .data.item import Kind
@@ -98,6 +98,21 @@ def prepare(recipe: Recipe, progress: Callable[[int, int], None] | None = None) 
     ready = Prepared(recipe, family, source, objective, geometry, where, built, found, made)
     ready.problems += [*chosen, *found.problems, *made.problems, *_data_problems(ready), *_settings(ready)]
     return ready
+
+
+def without_data(recipe: Recipe) -> Prepared:
+    """A recipe understood without looking at its data, for what needs only the model and what trained.
+
+    Raises `UserError` as `prepare` does.
+    """
+    family = families.build(recipe.family, recipe.options, recipe.task)
+    source, where = Source(recipe.source, family.sources), device.pick()
+    family.accept(source)
+    geometry, nothing = family.geometry(source), index.Index()
+    built = [extensions.build(spec, i) for i, spec in enumerate(recipe.extensions)]
+    objective = family.objective(source, recipe.train.snr_gamma)
+    made = plan.plan(nothing, [], recipe.media, recipe.media.resolutions or [], geometry)
+    return Prepared(recipe, family, source, objective, geometry, where, built, nothing, made)
 
 
 def kinds(family: Family) -> frozenset[Kind]:
@@ -230,6 +245,7 @@ def _settings(ready: Prepared) -> Iterator[Problem]:
     yield from _media_settings(ready)
     yield from _idle(ready)
     yield from _controls(ready)
+    yield from formats(ready)
     if reason := adapters.refuses(ready.family, recipe):
         yield Problem("error", "adapter", reason)
     yield from assistants.problems(recipe, ready.family, ready.source)
@@ -245,6 +261,16 @@ def _targets(ready: Prepared) -> Iterator[Problem]:
     if isinstance(targets, str) and targets not in presets:
         text = f"adapter.targets is {targets!r}; {ready.family.name} has the presets {', '.join(presets)}; choose one."
         yield Problem("error", "adapter.targets", text, {"adapter.targets": "default"})
+
+
+def formats(ready: Prepared) -> Iterator[Problem]:
+    """Files that this family or way of training does not have."""
+    save, family = ready.recipe.save, ready.family
+    for text in export.checked(save.formats, family.names):
+        yield Problem("error", "save.formats", text, {"save.formats": []})
+    if save.formats and ready.recipe.adapter.kind == "full":
+        text = "save.formats is of adapters, but adapter.kind=full writes a whole model; remove it."
+        yield Problem("error", "save.formats", text, {"save.formats": []})
 
 
 def _text(ready: Prepared) -> Iterator[Problem]:

@@ -30,6 +30,11 @@ def find(adapter: str) -> Path:
         path / "export" / "diffusers" / FILE,
         path / "export" / "diffusers" / PEFT_FILE,
         path / "export" / "model",
+        *(
+            f
+            for format in ("comfyui", "kohya", "lycoris")
+            for f in sorted((path / "export" / format).glob("*.safetensors"))
+        ),
         path / "export" / "controlnet" / FILE,
         path / "export" / "controlnet",
         path / checkpoint.WEIGHTS,

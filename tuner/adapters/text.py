@@ -16,7 +16,7 @@ from peft.tuners.lora import LoraLayer
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from ..adapter import Adapter, Written, on_cpu
+from ..adapter import Adapter, Layered, Written, on_cpu
 from ..family import Family
 from ..formats.layers import Layer
 from ..libraries import diffusers
@@ -179,6 +179,15 @@ class WithText:
             for name, p in own.items():
                 p.copy_(state[name])
 
+    @property
+    def encoders(self) -> dict[str, nn.Module]:
+        """Part → text encoder that trains."""
+        return self.text.encoders
+
+    def layers(self) -> list[Layer]:
+        """See `Layered.layers`; the denoiser's first."""
+        return [*(self.inner.layers() if isinstance(self.inner, Layered) else []), *self.text.layers()]
+
     def metadata(self) -> dict[str, str]:
         """See `Adapter.metadata`."""
         inner = self.inner.metadata()
@@ -207,12 +216,6 @@ class WithText:
 
 def _below(part: str, values: dict[str, Any]) -> dict[str, Any]:
     return {k.removeprefix(f"{part}."): v for k, v in values.items() if k.startswith(f"{part}.")}
-
-
-def read_by(family: Family, path: Path) -> bool:
-    """Whether an adapter file says something of text encoders that the family can train."""
-    with safe_open(path, "pt") as file:
-        return any(k.split(".")[0] in family.trainable_text for k in file.keys())  # noqa: SIM118
 
 
 def weigh(family: Family, parts: Parts, strength: float) -> None:

@@ -98,8 +98,8 @@ def understood(file: opened.File, places: Places, as_comfyui: bool = False) -> C
                 own = fuse.apart(layer, place)
             except ValueError as error:
                 raise UserError(f"{file.path}: {name}: {error}; use it where it was made for.") from None
-            if peft and layer.alpha is None:
-                own = [replace(o, alpha=alpha_of(stated, o.part, o.module, o.rank)) for o in own]
+            if stated and layer.alpha is None:
+                own = [_scaled(o, stated) for o in own]
             contents.layers += [_as_comfyui(o) if as_comfyui else o for o in own]
     contents.dialect = written.most_common(1)[0][0] if written else ""
     contents.leftover.sort()
@@ -266,6 +266,20 @@ def _as_comfyui(layer: Layer) -> Layer:
         return layer
     kept = {k: v for k, v in layer.tensors.items() if k != "magnitude"}
     return replace(layer, tensors={**kept, "base_magnitude": magnitude})
+
+
+def _scaled(layer: Layer, stated: Metadata) -> Layer:
+    """The layer with the alpha that PEFT's settings give it.
+
+    PEFT scales a LoKr of two whole factors as well, by alpha and the rank that it was asked for; all others do not.
+    """
+    if layer.kind == "lokr" and layer.rank is None:
+        asked = int(stated.get(f"{layer.part}.r", stated.get("r")) or 0)
+        alpha = alpha_of(stated, layer.part, layer.module, asked) if asked else None
+        if alpha is None:
+            return layer
+        return replace(layer, tensors={**layer.tensors, "w1": layer.tensors["w1"] * (alpha / asked)})
+    return replace(layer, alpha=alpha_of(stated, layer.part, layer.module, layer.rank))
 
 
 def alpha_of(stated: Metadata, part: str, module: str, rank: int | None) -> float | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,10 +23,10 @@ WHOLE = (
     "model.diffusion_model.", "first_stage_model.", "cond_stage_model.", "double_blocks.0.img_attn.qkv.weight",
     "vae.encoder.",
 )  # fmt: skip
-MARKS = (
-    "lora", "hada_", "lokr_", "oft_", "ia3_l", ".diff", ".diff_b", "w_norm", "b_norm", "dora_scale", ".a1.", ".b1.",
-    ".alpha", "on_input",
-)  # fmt: skip
+MARKS = re.compile(
+    r"[._]lora_|[._]lora\.|\.(?:hada_|lokr_|oft_|ia3_l|dora_scale|set_weight|reshape_weight|on_input|miss_block|hra_u)|"
+    r"\.[ab][12]\.weight$|\.(?:diff|diff_b|w_norm|b_norm|alpha)$"
+)
 """What some key of every adapter contains."""
 
 
@@ -100,7 +101,7 @@ def _refuse_model(path: Path, names: Iterable[str]) -> None:
     names = list(names)
     if not names:
         raise UserError(f"{path} holds no tensors; choose another file.")
-    if any(mark in name for name in names for mark in MARKS):
+    if any(MARKS.search(name) for name in names):
         return
     whole = [n for n in names if n.startswith(WHOLE)] or [n for n in names if n.endswith(".weight")]
     if len(whole) * 4 >= len(names):

@@ -111,7 +111,9 @@ class Places:
         for prefix in (f"{self.denoiser}.", "transformer.", "unet.", "prior.", ""):
             if bare.startswith(prefix) and (found := self._dotted(bare.removeprefix(prefix), native=False)):
                 own = found[0].modules[0] in (bare.removeprefix(prefix), f"{bare.removeprefix(prefix)}.0")
-                return found, "peft" if name != bare and own else "diffusers" if own else "comfyui"
+                return found, "peft" if name.startswith(
+                    "base_model.model."
+                ) and own else "diffusers" if own else "comfyui"
         return [], ""
 
     def _dotted(self, name: str, native: bool) -> list[Place]:

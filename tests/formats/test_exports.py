@@ -1,0 +1,103 @@
+"""A run's files: each format written, checked and told; drawn the same by `tuner sample`; written again later."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+from safetensors import safe_open
+
+from tests.engine.test_runs import pictures
+from tests.tiny import build
+from tuner.__main__ import main
+from tuner.events import follow
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A short run on FLUX.1 whose adapter shows."""
+    folder = tmp_path_factory.mktemp("exports")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TUNER_HOME", str(folder / "home"))
+        recipe = {
+            "name": "a run", "description": "secret words", "family": "flux1", "options": {"max_tokens": 24},
+            "source": str(build("flux1", folder / "model")), "data": [{"path": str(pictures(folder / "private", 2))}],
+            "media": {"resolutions": [64]}, "adapter": {"rank": 4, "alpha": 8},
+            "save": {"every": 2, "metadata": "share"},
+            "train": {"steps": 4, "batch": 2, "lr": 2e-2, "precision": "fp32"},
+        }  # fmt: skip
+        (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+        assert main(["run", str(folder / "recipe.yaml"), "--out", str(folder / "run")]) == 0
+    return folder / "run"
+
+
+def header(path: Path) -> dict[str, str]:
+    with safe_open(path, "pt") as file:
+        return file.metadata()
+
+
+def test_every_format_is_checked_and_told(run: Path) -> None:
+    event = next(e for e in follow(run / "events.jsonl")[0] if e["kind"] == "export")
+    assert event["verified"]
+    assert {f["format"]: f["loads_in"] for f in event["files"]} == {
+        "diffusers": ["diffusers"], "comfyui": ["ComfyUI"], "kohya": ["kohya-style tools"],
+    }  # fmt: skip
+    assert all((run / f["path"]).is_file() for f in event["files"])
+    said = header(run / "export" / "comfyui" / "a run.safetensors")
+    assert said["ss_network_dim"] == "4" and said["ss_network_alpha"] == "8.0" and said["ss_v2"] == "False"
+    assert said["modelspec.architecture"] == "flux-1-dev/lora" and said["modelspec.hash_sha256"].startswith("0x")
+    assert "private" not in json.dumps(said) and "secret" not in json.dumps(said)
+
+
+def test_all_files_draw_the_same(run: Path, tmp_path: Path) -> None:
+    source = yaml.safe_load((run / "recipe.yaml").read_text())["source"]
+    places = [None, run, *sorted((run / "export").glob("*/a run.safetensors"))]
+    columns = [{"label": str(i), **({"adapter": str(p)} if p else {})} for i, p in enumerate(places)]
+    request = {
+        "family": "flux1", "source": source, "options": {"max_tokens": 24}, "prompts": ["a fractal"], "steps": 2,
+        "size": [64, 64], "contenders": columns,
+    }  # fmt: skip
+    (tmp_path / "request.yaml").write_text(yaml.safe_dump(request))
+    assert main(["sample", str(tmp_path / "request.yaml"), "--out", str(tmp_path / "grid")]) == 0
+    base, *drawn = (np.asarray(Image.open(p)).astype(int) for p in sorted((tmp_path / "grid").glob("*.png")))
+    assert len(drawn) == 3
+    assert np.abs(drawn[0] - base).max() > 4
+    assert all(np.abs(d - drawn[0]).max() <= 1 for d in drawn)
+
+
+def test_an_older_checkpoint_is_written_again(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    capsys.readouterr()
+    arguments = ["--formats", "comfyui", "--precision", "bf16", "--metadata", "full"]
+    assert main(["export", str(run / "checkpoints" / "step-000002"), *arguments]) == 0
+    event = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert event["verified"] and [f["format"] for f in event["files"]] == ["comfyui"]
+    path = run / "export" / "step-000002" / "comfyui" / "a run.safetensors"
+    said = header(path)
+    assert said["ss_training_comment"] == "secret words" and "private" in said["ss_dataset_dirs"]
+    assert said["ss_steps"] == "2"
+    with safe_open(path, "pt") as file:
+        kinds = {str(file.get_tensor(k).dtype) for k in file.keys() if "lora_" in k}  # noqa: SIM118
+    assert kinds == {"torch.bfloat16"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["/no/such/run"], "is no run folder and no whole checkpoint"),
+        (["RUN", "--formats", "pickle"], "--formats has pickle; choose of diffusers"),
+    ],
+)
+def test_bad_exports(run: Path, arguments: list[str], sentence: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["export", *(str(run) if a == "RUN" else a for a in arguments)]) == 1
+    assert sentence in capsys.readouterr().err
+
+
+def test_a_format_that_the_family_lacks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from tuner import export, families
+
+    said = export.checked(["comfyui", "kohya", "diffusers"], families.get("omnigen").names)
+    assert [s.split(",")[0] for s in said] == ["save.formats names comfyui", "save.formats names kohya"]
