@@ -107,12 +107,9 @@ class Source:
         folder = self.folder / part
         if not folder.is_dir():
             raise UserError(f"source {self.name} lacks the folder {part}/; download the whole model.")
-        library, name = self.index[part]
-        cls = getattr(_module(library), name, None)
-        if cls is None:
-            raise UserError(f"source {self.name}: {part} wants {library}.{name}, which the installed libraries lack.")
+        cls = self.cls(part)
         network = issubclass(cls, torch.nn.Module)
-        if library == "transformers":  # its bars are longer than the loading of small models, and break ours
+        if cls.__module__.startswith("transformers."):  # its bars last longer than small models, and break ours
             importlib.import_module("transformers.utils.logging").disable_progress_bar()
         try:
             loaded = cls.from_pretrained(folder, **({"torch_dtype": dtype} if network else {}))
@@ -120,6 +117,38 @@ class Source:
             first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise UserError(f"source {self.name}: {part} could not be loaded ({first}); download it again.") from error
         return loaded.requires_grad_(False).eval() if network else loaded
+
+    def cls(self, part: str) -> Any:
+        """The class of a component. Raises `UserError` when the installed libraries lack it."""
+        library, name = self.index[part]
+        cls = getattr(_module(library), name, None)
+        if cls is None:
+            raise UserError(f"source {self.name}: {part} wants {library}.{name}, which the installed libraries lack.")
+        return cls
+
+    def network(self, part: str) -> torch.nn.Module:
+        """A component's network without its weights, on the meta device: names, kinds and shapes of its modules."""
+        cls = self.cls(part)
+        with torch.device("meta"):
+            if hasattr(cls, "from_config"):
+                return cls.from_config(self.config(part))
+            return cls(cls.config_class.from_dict(self.config(part)))
+
+    def component(self, part: str) -> Path:
+        """The folder of a component with its weights. Raises `UserError` when the model has none."""
+        if not self.has(part):
+            raise UserError(f"source {self.name} has no {part} in its model_index.json.")
+        self._want(part)
+        if not (self.folder / part).is_dir():
+            raise UserError(f"source {self.name} lacks the folder {part}/; download the whole model.")
+        return self.folder / part
+
+    def whole(self) -> Path:
+        """The folder with every component's files on this disk."""
+        for part in self.index:
+            if self.has(part):
+                self._want(part)
+        return self.folder
 
     def file(self, name: str) -> Path | None:
         """A file at the top of the model that belongs to no component, None when there is none."""
