@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
-from . import __version__, extensions, families
+from . import __version__, adapters, extensions, families
+from .adapters import Kind
 from .extension import Extension
 from .family import Family
 from .recipe import Recipe
 
 
 def describe() -> dict[str, Any]:
-    """Families, techniques and the recipe's schema as plain values."""
+    """Families, ways of training, techniques and the recipe's schema as plain values."""
+    refused = {name: adapters.refused(families.get(name)()) for name in families.names()}
     return {
         "version": __version__,
         "families": [_family(families.get(name)) for name in families.names()],
+        "adapters": [_adapter(kind, about, refused) for kind, about in adapters.KINDS.items()],
         "extensions": [_extension(extensions.get(kind)) for kind in extensions.names()],
         "recipe": Recipe.model_json_schema(by_alias=True),
     }
@@ -35,6 +38,25 @@ def _family(cls: type[Family]) -> dict[str, Any]:
         "predicts": cls.predicts,
         "encoders": cls.encoders,
         "options": cls.Options.model_json_schema(),
+    }
+
+
+def _adapter(kind: str, about: Kind, refused: dict[str, dict[str, str]]) -> dict[str, Any]:
+    """refused: family → {kind or title of a variant: reason}."""
+
+    def by_family(title: str) -> dict[str, str]:
+        return {family: reasons[title] for family, reasons in refused.items() if title in reasons}
+
+    return {
+        "kind": kind,
+        "title": about.title,
+        "description": (about.settings.__doc__ or "").strip().splitlines()[0],
+        "schema": about.settings.model_json_schema(),
+        "refused": by_family(kind),
+        "variants": [
+            {"title": title, "settings": settings, "refused": by_family(title)}
+            for title, settings in about.variants.items()
+        ],
     }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -112,7 +112,7 @@ class Family:
     lora_arguments: dict[str, Any] = {}
     """Further arguments of the pipeline's `load_lora_weights`."""
     names: Names = Names()
-    """What adapter files of the family are called outside of diffusers."""
+    """What adapter files of the family are called outside of diffusers; read them by `named`."""
     licence: ClassVar[str]
     size: ClassVar[str]
     """Published number of parameters of the denoiser, for the table."""
@@ -140,6 +140,10 @@ class Family:
                 f"source {source.name} is a {source.pipeline or 'nameless'} model, but family {self.name} needs one of "
                 f"{', '.join(self.accepts)}; change `family` or `source`."
             )
+
+    def named(self, config: Mapping[str, Any]) -> Names:
+        """`names` for a network of this configuration, by which those of UNets differ (blocks are counted through)."""
+        return self.names
 
     def refuses(self, recipe: Recipe) -> str | None:
         """A sentence for the user when this family cannot carry out something else that the recipe asks for."""

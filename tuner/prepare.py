@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from . import device, extensions, families, optimizers
+from . import adapters, device, extensions, families, optimizers
 from .data import index, plan, sampler
 from .data.item import Kind
 from .device import Device
@@ -114,6 +114,8 @@ def resolve(recipe: Recipe, family: Family, geometry: Geometry, where: Device) -
     }
     if recipe.adapter.kind == "lora" and recipe.adapter.alpha is None:
         change["adapter"] = recipe.adapter.model_copy(update={"alpha": float(recipe.adapter.rank)})
+    if recipe.adapter.kind == "lycoris":
+        change["adapter"] = recipe.adapter.filled()
     if (spec := recipe.validation) is not None:
         update: dict[str, Any] = {"guidance": family.guidance if spec.guidance is None else spec.guidance}
         if resolutions:
@@ -154,6 +156,8 @@ def _settings(ready: Prepared) -> Iterator[Problem]:
     yield from _sample_settings(ready)
     yield from _media_settings(ready)
     yield from _idle(ready)
+    if reason := adapters.refuses(ready.family, recipe):
+        yield Problem("error", "adapter", reason)
     if reason := ready.family.refuses(recipe):
         yield Problem("error", "family", reason)
     for i, e in enumerate(ready.extensions):

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import fnmatch
 import itertools
+import json
+import math
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
@@ -50,11 +53,127 @@ class FullSpec(Model):
     kind: Literal["full"] = "full"
 
 
+Algorithm = Literal["locon", "loha", "lokr", "dylora", "ia3", "diag_oft", "boft", "glora", "full"]
+_ANY = frozenset({"algorithm", "dropout", "module_dropout"})
+_SCALED = _ANY | {"rank", "alpha", "conv_rank", "conv_alpha"}
+_FACTORS = _SCALED | {"rank_dropout", "scalar", "dora", "dora_on", "tucker"}
+_TURNED = _ANY | {"rank", "conv_rank", "rank_dropout", "rescaled", "constraint"}
+READ: dict[str, frozenset[str]] = {
+    "locon": _FACTORS,
+    "loha": _FACTORS,
+    "lokr": _FACTORS | {"factor", "full_matrix", "decompose_both", "unbalanced"},
+    "dylora": _SCALED | {"block_size"},
+    "ia3": _ANY | {"rank_dropout", "on_input"},
+    "diag_oft": _TURNED,
+    "boft": _TURNED,
+    "glora": _SCALED | {"rank_dropout", "scalar"},
+    "full": _ANY | {"rank_dropout"},
+}
+"""The settings that each LyCORIS algorithm acts on."""
+
+
+class LycorisKnobs(Model):
+    """How one LyCORIS algorithm changes a layer; empty settings take the usual value of the algorithm."""
+
+    algorithm: Algorithm = setting(
+        "lokr",
+        "locon: LoRA, also on convolutions. loha, lokr: two factors make a change of high rank in a small file. "
+        "dylora: a LoRA that works cut to a lower rank. ia3: a factor per channel. diag_oft, boft: rotations of the "
+        "output. "
+        "glora: LoRA of the weight and of what goes in. full: the whole difference",
+        "basic",
+    )
+    rank: int | None = setting(
+        None, "Size of the adapter, for diag_oft and boft the size of a block; empty takes 16", "basic", ge=1
+    )
+    alpha: float | None = setting(
+        None,
+        "Scale of the adapter is alpha / rank; empty means alpha = rank. A layer of two whole lokr factors has none",
+        gt=0,
+    )
+    conv_rank: int | None = setting(None, "Rank of convolutions larger than 1x1; empty takes rank", ge=1)
+    conv_alpha: float | None = setting(
+        None, "Alpha of convolutions larger than 1x1; empty means conv_rank, or alpha without one", gt=0
+    )
+    dropout: float = setting(
+        0.0, "Share of the adapter's answer dropped at random while training", "expert", ge=0, lt=1
+    )
+    rank_dropout: float = setting(
+        0.0, "Share of ranks (locon) or of output channels (the others) dropped at random", "expert", ge=0, lt=1
+    )
+    module_dropout: float = setting(0.0, "How often a whole layer goes without its adapter", "expert", ge=0, lt=1)
+    tucker: bool = setting(False, "Convolutions in Tucker form: a small file also for large kernels")
+    dora: bool = setting(False, "Split weights into magnitude and direction and train both (DoRA)")
+    dora_on: Literal["output", "input"] | None = setting(
+        None, "Axis that has a magnitude each; empty takes output, as most programs expect", "expert"
+    )
+    scalar: bool = setting(False, "Start from random factors times a trained number that begins at 0", "expert")
+    factor: int | None = setting(
+        None, "lokr: size of the first factor; empty takes the even split, small ones train more weights", ge=2
+    )
+    full_matrix: bool = setting(False, "lokr: keep the second factor whole instead of low rank")
+    decompose_both: bool = setting(False, "lokr: low rank for the first factor too", "expert")
+    unbalanced: bool = setting(False, "lokr: give the first factor the larger part of the output", "expert")
+    block_size: int | None = setting(
+        None,
+        "dylora: how many ranks are trained at a time; rank is a multiple of it; empty takes the largest up to 4",
+        ge=1,
+    )
+    on_input: bool = setting(False, "ia3: a factor per input channel instead of per output channel")
+    rescaled: bool = setting(False, "diag_oft, boft: train a factor per output channel as well")
+    constraint: float | None = setting(
+        None, "diag_oft, boft: how far the rotation may go, times the number of output channels; empty sets no limit",
+        "expert", gt=0,
+    )  # fmt: skip
+
+    def read(self) -> frozenset[str]:
+        """The settings that act with these."""
+        whole = {"rank", "alpha", "conv_rank", "conv_alpha", "tucker", "decompose_both"}
+        return READ[self.algorithm] - (whole if self.algorithm == "lokr" and self.full_matrix else set())
+
+    def filled(self, rank: int = 16, alpha: float | None = None) -> Self:
+        """A copy with what is empty written out, where it is read; rank and alpha are what to take for their own."""
+        usual: dict[str, Any] = {"rank": self.rank or rank}
+        usual["alpha"] = self.alpha or (alpha if self.rank is None else None) or float(usual["rank"])
+        usual["conv_rank"] = self.conv_rank or usual["rank"]
+        usual["conv_alpha"] = self.conv_alpha or (float(self.conv_rank) if self.conv_rank else usual["alpha"])
+        usual["block_size"] = self.block_size or math.gcd(usual["rank"], 4)
+        usual["dora_on"] = self.dora_on or ("output" if self.dora else None)
+        return self.model_copy(update={k: v for k, v in usual.items() if k in self.read()})
+
+
+class LycorisSpec(LycorisKnobs):
+    """A LyCORIS adapter on the denoiser (lycoris-lora)."""
+
+    kind: Literal["lycoris"] = "lycoris"
+    targets: str | list[str] = setting(
+        "default", "Which layers get an adapter: a preset name of the family, or a list of layer name endings"
+    )
+    algorithms: dict[str, LycorisKnobs] = setting(
+        {},
+        "Other settings for some of those layers: a pattern such as *.ff.* of the layer's full name, and the settings, "
+        "each entry complete but for rank and alpha, which it takes from above; the first pattern that fits counts",
+        "expert",
+    )
+
+    def filled(self, rank: int = 16, alpha: float | None = None) -> Self:
+        """See `LycorisKnobs.filled`; other algorithms take rank and alpha from here."""
+        whole = super().filled(rank, alpha)
+        others = {k: v.filled(self.rank or rank, self.alpha or alpha) for k, v in self.algorithms.items()}
+        return whole.model_copy(update={"algorithms": others})
+
+    def of(self, module: str) -> LycorisKnobs:
+        """The settings of one module, by its full name."""
+        return next((v for k, v in self.algorithms.items() if fnmatch.fnmatchcase(module, k)), self)
+
+
 def _lora_by_default(value: Any) -> Any:
     return {"kind": "lora", **value} if isinstance(value, dict) else value
 
 
-AdapterSpec = Annotated[LoraSpec | FullSpec, Field(discriminator="kind"), BeforeValidator(_lora_by_default)]
+AdapterSpec = Annotated[
+    LoraSpec | LycorisSpec | FullSpec, Field(discriminator="kind"), BeforeValidator(_lora_by_default)
+]
 
 
 class ColumnsSpec(Model):
@@ -244,6 +363,51 @@ class MemorySpec(Model):
     )
 
 
+class SweptAdapter(Model):
+    """An adapter from elsewhere that samples are drawn with."""
+
+    path: str = Field(
+        description="Run folder, checkpoint folder or adapter file, in any dialect",
+        json_schema_extra={"level": "advanced"},
+    )
+    strength: float = setting(1.0, "Weight of the adapter")
+
+
+class Sweep(Model):
+    """One further way to draw every sample: with other adapters, another strength, or the base alone."""
+
+    label: str = Field(
+        description="Name of its samples", pattern=r"^[\w][\w .+-]{0,39}$", json_schema_extra={"level": "advanced"}
+    )
+    adapters: list[SweptAdapter] = setting([], "Adapters that are put over the model for these samples only")
+    trained: float = setting(1.0, "Strength of the adapter that is being trained; 0 leaves it out")
+
+
+def _sweeps(value: Any) -> Any:
+    """A list, or the path of a JSON file with one; paths in the file are relative to it."""
+    if not isinstance(value, str):
+        return value
+    path = Path(value).expanduser()
+    try:
+        listed = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"the file {value} cannot be read ({error.strerror}); correct its path") from None
+    except ValueError as error:
+        raise ValueError(f"the file {value} is not valid JSON ({error}); correct it") from None
+    if not isinstance(listed, list):
+        raise ValueError(f"the file {value} must hold a list of sweeps with a label each")
+    return _swept_paths(listed, path.parent)
+
+
+def _swept_paths(listed: list[Any], base: Path) -> list[Any]:
+    """Sweeps whose adapters' paths are absolute."""
+    for sweep in listed:
+        for one in (sweep.get("adapters") or []) if isinstance(sweep, dict) else []:
+            if isinstance(one, dict) and isinstance(one.get("path"), str):
+                one["path"] = _placed(one["path"], base)
+    return listed
+
+
 class ValidateSpec(Model):
     """Samples and validation loss during the run, the first at step 0."""
 
@@ -260,6 +424,10 @@ class ValidateSpec(Model):
         [], "Edit and image-to-video tasks: one picture for each prompt, or one for all; empty takes training items"
     )
     lyrics: list[str] = setting([], "Lyrics for each prompt, where the family sings")
+    sweep: Annotated[list[Sweep], BeforeValidator(_sweeps)] = setting(
+        [],
+        "Further samples of every prompt, with other adapters or strengths: a list, or the path of a JSON file with it",
+    )
 
 
 class SaveSpec(Model):
@@ -419,6 +587,9 @@ def _absolute(raw: dict[str, Any], base: Path) -> dict[str, Any]:
     samples = raw.get("validate")
     if isinstance(samples, dict) and "references" in samples:
         samples["references"] = _placed(samples["references"], base)
+    if isinstance(samples, dict) and "sweep" in samples:
+        sweep = samples["sweep"]
+        samples["sweep"] = _swept_paths(sweep, base) if isinstance(sweep, list) else _placed(sweep, base)
     return raw
 
 

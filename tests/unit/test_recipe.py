@@ -71,7 +71,7 @@ def test_extends_merges_groups_and_replaces_lists_and_kinds(tmp_path: Path) -> N
         ({"train": {"steps": 0}}, "train.steps is 0, but it should be greater than or equal to 1"),
         ({"adapter": {"rank": 0}}, "adapter.rank is 0"),
         ({"adapter": {"kind": "lora", "alpha": 0}}, "adapter.alpha is 0"),
-        ({"adapter": {"kind": "dora"}}, "adapter.kind must be one of 'lora', 'full'"),
+        ({"adapter": {"kind": "dora"}}, "adapter.kind must be one of 'lora'"),
         ({"train": {"timesteps": {"kind": "gauss"}}}, "train.timesteps.kind must be one of 'logit_normal'"),
         ({"train": {"optimizer": "sgd"}}, "train.optimizer is 'sgd', but it should be 'adamw', 'adamw8bit'"),
         ({"data": []}, "data is [], but"),

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..adapter import Written, on_cpu, take
 from ..errors import UserError
 from ..family import Family
-from ..recipe import FullSpec
+from ..recipe import FullSpec, Recipe
 from ..source import Source
 from ..types import Parts
 
@@ -74,3 +74,8 @@ class Full:
 def build(spec: FullSpec, family: Family, parts: Parts) -> Full:
     """See `adapters.build`."""
     return Full(parts.network, parts.denoiser)
+
+
+def refuses(family: Family, recipe: Recipe) -> str | None:
+    """See `adapters.refuses`."""
+    return None

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from ..adapter import Written, on_cpu, take
 from ..errors import UserError
 from ..family import Family
-from ..recipe import LoraSpec
+from ..recipe import LoraSpec, Recipe
 from ..source import Source
 from ..types import Parts
 
@@ -203,3 +203,8 @@ def layers_for(targets: str | list[str], family: Family, denoiser: nn.Module) ->
 def build(spec: LoraSpec, family: Family, parts: Parts) -> Lora:
     """See `adapters.build`."""
     return Lora(spec, parts.network, parts.denoiser, layers_for(spec.targets, family, parts.network))
+
+
+def refuses(family: Family, recipe: Recipe) -> str | None:
+    """See `adapters.refuses`."""
+    return None

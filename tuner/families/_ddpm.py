@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -9,6 +11,7 @@ from torch import Tensor
 
 from ..errors import UserError
 from ..family import Framing, Geometry
+from ..native import Names, Native, renamed
 from ..objective import Diffusion, alphas_cumprod
 from ..source import Source
 from ..types import Cond
@@ -22,11 +25,92 @@ FEED_FORWARD = r".*\.ff\.net\.(0\.proj|2)"
 # The attention levels' `proj_in` and `proj_out` are 1x1 convolutions in Stable Diffusion 1 and linear later.
 PROJECTIONS = r".*\.attentions\.\d+\.proj_(in|out)"
 TIME = r".*\.resnets\.\d+\.time_emb_proj"
+CONVOLUTIONS = r".*\.resnets\.\d+\.conv(1|2|_shortcut)|.*\.(down|up)samplers\.0\.conv"
 TARGETS = {
     "default": ATTENTION,
     "attention+feed-forward": f"{ATTENTION}|{FEED_FORWARD}",
     "all-linear": f"{ATTENTION}|{FEED_FORWARD}|{PROJECTIONS}|{TIME}",
+    "with-conv": f"{ATTENTION}|{FEED_FORWARD}|{PROJECTIONS}|{TIME}|{CONVOLUTIONS}",
 }
+SMALL: dict[str, Any] = {
+    "down_block_types": ("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+    "layers_per_block": 2,
+}
+"""Blocks of Stable Diffusion 1 and 2."""
+LARGE: dict[str, Any] = {
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+    "layers_per_block": 2,
+}
+"""Blocks of Stable Diffusion XL and Kolors."""
+
+RESNET = {
+    "in_layers.0": "norm1",
+    "in_layers.2": "conv1",
+    "emb_layers.1": "time_emb_proj",
+    "out_layers.0": "norm2",
+    "out_layers.3": "conv2",
+    "skip_connection": "conv_shortcut",
+}
+TRANSFORMER = (
+    *(f"attn{i}.{m}" for i in (1, 2) for m in ("to_q", "to_k", "to_v", "to_out.0")),
+    *("ff.net.0.proj", "ff.net.2", "norm1", "norm2", "norm3"),
+)
+TRANSFORMERS = ("norm", "proj_in", "proj_out", *(f"transformer_blocks.{{}}.{m}" for m in TRANSFORMER))
+ENDS = {
+    "input_blocks.0.0": "conv_in",
+    "time_embed.0": "time_embedding.linear_1",
+    "time_embed.2": "time_embedding.linear_2",
+    "label_emb.0.0": "add_embedding.linear_1",
+    "label_emb.0.2": "add_embedding.linear_2",
+    "out.0": "conv_norm_out",
+    "out.2": "conv_out",
+}
+
+
+def named(names: Names, config: Mapping[str, Any]) -> Names:
+    """`names` with the table of a UNet of this configuration."""
+    return replace(names, native=sgm(config))
+
+
+def sgm(config: Mapping[str, Any]) -> tuple[Native, ...]:
+    """The names of Stability AI's own UNet, where all layers of all blocks are counted through.
+
+    An attention stands behind its resnet under the same number; a downsampler has a number, an upsampler has none.
+    """
+    downs, ups = config["down_block_types"], config["up_block_types"]
+    given = config.get("layers_per_block", 2)
+    layers = [given] * len(downs) if isinstance(given, int) else list(given)
+    rows = [*renamed("", "", ENDS), *_pair("middle_block.0", "middle_block.1", "mid_block", 0, True)]
+    rows += renamed("middle_block.2.", "mid_block.resnets.1.", RESNET)
+    number = 1
+    for i, kind in enumerate(downs):
+        for layer in range(layers[i]):
+            block = f"input_blocks.{number}"
+            rows += _pair(f"{block}.0", f"{block}.1", f"down_blocks.{i}", layer, "CrossAttn" in kind)
+            number += 1
+        if i < len(downs) - 1:
+            rows.append(Native(f"input_blocks.{number}.0.op", (f"down_blocks.{i}.downsamplers.0.conv",)))
+            number += 1
+    number = 0
+    for i, kind in enumerate(ups):
+        attention = "CrossAttn" in kind
+        for layer in range(layers[-1 - i] + 1):
+            block = f"output_blocks.{number}"
+            rows += _pair(f"{block}.0", f"{block}.1", f"up_blocks.{i}", layer, attention)
+            number += 1
+        if i < len(ups) - 1:
+            place = 2 if attention else 1
+            rows.append(Native(f"output_blocks.{number - 1}.{place}.conv", (f"up_blocks.{i}.upsamplers.0.conv",)))
+    return tuple(rows)
+
+
+def _pair(resnet: str, transformers: str, block: str, layer: int, attention: bool) -> list[Native]:
+    rows = list(renamed(f"{resnet}.", f"{block}.resnets.{layer}.", RESNET))
+    if attention:
+        rows += renamed(f"{transformers}.", f"{block}.attentions.{layer}.", dict.fromkeys(TRANSFORMERS, ""))
+    return rows
 
 
 def diffusion(source: Source, snr_gamma: float | None, steps: int = STEPS) -> Diffusion:

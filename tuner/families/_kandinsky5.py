@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..blocks import Aligned, Blocks
+from ..native import Names
 from ..types import Cond
 from . import _flow
 
@@ -22,6 +23,8 @@ TARGETS = {
     "attention+feed-forward": f"{ATTENTION}|{FEED_FORWARD}",
     "all-linear": f"{ATTENTION}|{FEED_FORWARD}|{MODULATION}",
 }
+# The original has diffusers' names.
+NAMES = Names(kohya="native", architecture="Kandinsky-5", version="kandinsky5")
 BLOCKS = (Blocks("visual_transformer_blocks", tokens="visual_embed", aligned=(Aligned("rope"),)),)
 TEXT_PARTS = ("tokenizer", "text_encoder", "tokenizer_2", "text_encoder_2")
 

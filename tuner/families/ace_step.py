@@ -6,7 +6,7 @@ import inspect
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ..blocks import Aligned, Blocks
 from ..errors import UserError
 from ..family import Family, Geometry, Options, Request, register
+from ..native import Names, renamed
 from ..objective import Objective
 from ..recipe import LogitNormal, setting
 from ..source import Source
@@ -28,6 +29,28 @@ EMBEDDERS = r"condition_embedder|time_embed(_r)?\.(linear_1|linear_2|time_proj)"
 TEXT_TOKENS, LYRIC_TOKENS = 256, 2048
 """How much of the description and of the lyrics the pipeline reads, with the template around them."""
 META = re.compile(r"(bpm|keyscale|timesignature|language)[ \t]*:[ \t]*(\S.*?)[ \t]*", re.IGNORECASE)
+
+
+ATTENTION_NAMES = {"q_proj": "to_q", "k_proj": "to_k", "v_proj": "to_v", "o_proj": "to_out.0"}
+NATIVE = (
+    *renamed("layers.{}.self_attn.", "layers.{}.self_attn.", ATTENTION_NAMES),
+    *renamed("layers.{}.cross_attn.", "layers.{}.cross_attn.", ATTENTION_NAMES),
+    *renamed("", "", {"proj_in.1": "proj_in_conv", "proj_out.1": "proj_out_conv"}),
+)
+SAME = (
+    *renamed("layers.{}.mlp.", "layers.{}.mlp.", dict.fromkeys(("gate_proj", "up_proj", "down_proj"), "")),
+    *renamed("time_embed.", "time_embed.", dict.fromkeys(("linear_1", "linear_2", "time_proj"), "")),
+    *renamed("time_embed_r.", "time_embed_r.", dict.fromkeys(("linear_1", "linear_2", "time_proj"), "")),
+    *renamed("", "", {"condition_embedder": ""}),
+)
+NAMES = Names(
+    native=NATIVE,
+    prefix="base_model.model.",  # the official adapters'; ComfyUI and diffusers read it
+    # behind ComfyUI's usual prefix the denoiser is a part of the whole
+    others=tuple(replace(row, name=f"decoder.{row.name}") for row in (*NATIVE, *SAME)),
+    architecture="ACE-Step-1.5",
+    version="ace_step_1_5",
+)
 
 
 class AceStepOptions(Options):
@@ -80,6 +103,7 @@ class AceStep(Family):
         "attention+feed-forward": f"{ATTENTION}|{FEED_FORWARD}",
         "all-linear": f"{ATTENTION}|{FEED_FORWARD}|{EMBEDDERS}",
     }
+    names = NAMES
     licence = "MIT"
     size = "1.6B; XL 4.2B"
     encoders = "Qwen3-Embedding-0.6B, the model's own lyric and timbre encoders"

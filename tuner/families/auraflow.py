@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..blocks import Blocks
 from ..family import Family, Geometry, Options, Request, register
+from ..native import Names, Native, renamed
 from ..objective import Objective
 from ..recipe import LogitNormal, setting
 from ..source import Source
@@ -21,6 +22,57 @@ from ._latents import halvings
 ATTENTION = r".*\.attn\.(to_q|to_k|to_v|to_out\.0|add_q_proj|add_k_proj|add_v_proj|to_add_out)"
 FEED_FORWARD = r".*\.ff(_context)?\.(linear_1|linear_2|out_projection)"
 MODULATION = r".*_blocks\.\d+\.norm1(_context)?\.linear"
+
+
+FEED = {"c_fc1": "linear_1", "c_fc2": "linear_2", "c_proj": "out_projection"}
+NAMES = Names(
+    native=(
+        *renamed(
+            "double_layers.{}.",
+            "joint_transformer_blocks.{}.",
+            {
+                "attn.w2q": "attn.to_q",
+                "attn.w2k": "attn.to_k",
+                "attn.w2v": "attn.to_v",
+                "attn.w2o": "attn.to_out.0",
+                "attn.w1q": "attn.add_q_proj",
+                "attn.w1k": "attn.add_k_proj",
+                "attn.w1v": "attn.add_v_proj",
+                "attn.w1o": "attn.to_add_out",
+                "modX.1": "norm1.linear",
+                "modC.1": "norm1_context.linear",
+            },
+        ),
+        *renamed("double_layers.{}.mlpX.", "joint_transformer_blocks.{}.ff.", FEED),
+        *renamed("double_layers.{}.mlpC.", "joint_transformer_blocks.{}.ff_context.", FEED),
+        *renamed(
+            "single_layers.{}.",
+            "single_transformer_blocks.{}.",
+            {
+                "attn.w1q": "attn.to_q",
+                "attn.w1k": "attn.to_k",
+                "attn.w1v": "attn.to_v",
+                "attn.w1o": "attn.to_out.0",
+                "modCX.1": "norm1.linear",
+            },
+        ),
+        *renamed("single_layers.{}.mlp.", "single_transformer_blocks.{}.ff.", FEED),
+        Native("modF.1", ("norm_out.linear",), swapped=True),
+        *renamed(
+            "",
+            "",
+            {
+                "init_x_linear": "pos_embed.proj",
+                "cond_seq_linear": "context_embedder",
+                "t_embedder.mlp.0": "time_step_proj.linear_1",
+                "t_embedder.mlp.2": "time_step_proj.linear_2",
+                "final_linear": "proj_out",
+            },
+        ),
+    ),
+    architecture="AuraFlow",
+    version="auraflow",
+)
 
 
 class AuraFlowOptions(Options):
@@ -56,6 +108,7 @@ class AuraFlow(Family):
         "attention+feed-forward": f"{ATTENTION}|{FEED_FORWARD}",
         "all-linear": f"{ATTENTION}|{FEED_FORWARD}|{MODULATION}",
     }
+    names = NAMES
     licence = "Apache-2.0; Pony 7: PurpleSmartAI's own"
     size = "6.8B"
     encoders = "Pile-T5-XL"

@@ -12,11 +12,12 @@ from torch import Tensor, nn
 from ..blocks import Aligned, Blocks
 from ..errors import UserError
 from ..family import Family, Geometry, Options, Request, register
+from ..native import Names, renamed
 from ..objective import Objective
 from ..recipe import Beta, setting
 from ..source import Source
 from ..types import Cond, Parts, Prompt
-from . import _flow
+from . import _flow, _flux
 from ._latents import halvings
 
 ATTENTION = r".*\.attn\.(to_q|to_k|to_v|to_out\.0|add_q_proj|add_k_proj|add_v_proj|to_add_out)"
@@ -25,6 +26,23 @@ MODULATION = r"distilled_guidance_layer\.(in_proj|out_proj|layers\.\d+\.linear_[
 ALIGNED = (Aligned("image_rotary_emb", dims=(0,)), Aligned("attention_mask", dims=(1,)))
 DISTILLED = {"lodestones/Chroma1-Flash": "hd"}
 KEPT = "_keeps_its_mask"
+
+
+NAMES = Names(
+    native=(
+        *_flux.BLOCKS,
+        *_flux.ENDS,
+        *renamed(
+            "distilled_guidance_layer.layers.{}.",
+            "distilled_guidance_layer.layers.{}.",
+            {"in_layer": "linear_1", "out_layer": "linear_2"},
+        ),
+    ),
+    kohya="native",
+    architecture="chroma",
+    aliases=("Chroma1",),
+    version="chroma",
+)
 
 
 class ChromaOptions(Options):
@@ -56,6 +74,7 @@ class Chroma(Family):
         "attention+feed-forward": f"{ATTENTION}|{FEED_FORWARD}",
         "all-linear": f"{ATTENTION}|{FEED_FORWARD}|{MODULATION}",
     }
+    names = NAMES
     licence = "Apache-2.0"
     size = "8.9B"
     encoders = "T5-XXL"

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ..blocks import Aligned, Blocks
 from ..errors import UserError
 from ..family import Family, Geometry, Options, Request, register
+from ..native import Names, renamed
 from ..objective import Objective
 from ..recipe import LogitNormal, Recipe, setting
 from ..source import Source
@@ -26,6 +27,43 @@ FEED_FORWARD = r".*\.ff\.net\.(0\.proj|2)"
 MODULATION = r".*\.norm[123]\.linear_[12]"
 DIVISOR = 16
 """The pipeline takes no size that this does not divide."""
+
+
+ATTENTION_NAMES = {"q_proj": "to_q", "k_proj": "to_k", "v_proj": "to_v", "output_proj": "to_out.0"}
+NAMES = Names(
+    native=(
+        *renamed("blocks.{}.self_attn.", "transformer_blocks.{}.attn1.", ATTENTION_NAMES),
+        *renamed("blocks.{}.cross_attn.", "transformer_blocks.{}.attn2.", ATTENTION_NAMES),
+        *renamed(
+            "blocks.{}.",
+            "transformer_blocks.{}.",
+            {
+                "mlp.layer1": "ff.net.0.proj",
+                "mlp.layer2": "ff.net.2",
+                "adaln_modulation_self_attn.1": "norm1.linear_1",
+                "adaln_modulation_self_attn.2": "norm1.linear_2",
+                "adaln_modulation_cross_attn.1": "norm2.linear_1",
+                "adaln_modulation_cross_attn.2": "norm2.linear_2",
+                "adaln_modulation_mlp.1": "norm3.linear_1",
+                "adaln_modulation_mlp.2": "norm3.linear_2",
+            },
+        ),
+        *renamed(
+            "",
+            "",
+            {
+                "x_embedder.proj.1": "patch_embed.proj",
+                "t_embedder.1.linear_1": "time_embed.t_embedder.linear_1",
+                "t_embedder.1.linear_2": "time_embed.t_embedder.linear_2",
+                "final_layer.adaln_modulation.1": "norm_out.linear_1",
+                "final_layer.adaln_modulation.2": "norm_out.linear_2",
+                "final_layer.linear": "proj_out",
+            },
+        ),
+    ),
+    architecture="Cosmos-Predict2",
+    version="cosmos_predict2",
+)
 
 
 class Unchecked:
@@ -104,6 +142,7 @@ class Cosmos2(Family):
         "attention+feed-forward": f"{ATTENTION}|{FEED_FORWARD}",
         "all-linear": f"{ATTENTION}|{FEED_FORWARD}|{MODULATION}",
     }
+    names = NAMES
     licence = "NVIDIA Open Model License (asks for its guardrail on samples)"
     size = "2B, 14B"
     encoders = "T5-11B"

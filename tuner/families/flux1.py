@@ -15,11 +15,12 @@ from torch import Tensor, nn
 from ..blocks import Aligned, Blocks
 from ..errors import UserError
 from ..family import Family, Geometry, Options, Request, register
+from ..native import Names
 from ..objective import Objective
 from ..recipe import LogitNormal, setting
 from ..source import Source
 from ..types import Cond, Media, Parts, Prompt
-from . import _flow, _references
+from . import _flow, _flux, _references
 from ._latents import halvings
 
 ATTENTION = r".*\.attn\.(to_q|to_k|to_v|to_out\.0|add_q_proj|add_k_proj|add_v_proj|to_add_out)"
@@ -35,6 +36,28 @@ OTHERS = {
     "FluxControlPipeline": "draws along edges or depth",
     "FluxPriorReduxPipeline": "turns pictures into prompts",
 }
+
+
+NAMES = Names(
+    native=(
+        *_flux.BLOCKS,
+        *_flux.MODULATION,
+        *_flux.ENDS,
+        _flux.LAST,
+        *_flux.embedder("time_in", "time_text_embed.timestep_embedder"),
+        *_flux.embedder("vector_in", "time_text_embed.text_embedder"),
+        *_flux.embedder("guidance_in", "time_text_embed.guidance_embedder"),
+    ),
+    kohya="native",
+    text={
+        "text_encoder": ("lora_te1_", "text_encoders.clip_l.transformer."),
+        "text_encoder_2": ("lora_te3_", "text_encoders.t5xxl.transformer."),
+    },
+    text_aliases={"lora_te2_": "text_encoder_2"},
+    architecture="flux-1-dev",
+    aliases=("Flux.1-dev", "Flux.1-fill-dev", "flux-1-schnell", "flux-1"),
+    version="flux1",
+)
 
 
 class Flux1Options(Options):
@@ -78,6 +101,7 @@ class Flux1(Family):
         "attention+feed-forward": f"{ATTENTION}|{FEED_FORWARD}",
         "all-linear": f"{ATTENTION}|{FEED_FORWARD}|{MODULATION}",
     }
+    names = NAMES
     licence = "FLUX.1 [dev] Non-Commercial; [schnell] Apache-2.0"
     size = "11.9B"
     encoders = "CLIP-L, T5-XXL"

@@ -20,11 +20,12 @@ from ..blocks import Aligned, Blocks
 from ..errors import UserError
 from ..family import Family, Geometry, Options, Request, register
 from ..libraries import diffusers
+from ..native import Names, renamed
 from ..objective import Objective
 from ..recipe import LogitNormal, setting
 from ..source import Source
 from ..types import Cond, Media, Parts, Prompt
-from . import _flow, _references
+from . import _flow, _flux, _references
 from ._latents import halvings
 
 # One-stream blocks make queries, keys, values and the feed-forward's input in one layer, and their output in another.
@@ -39,6 +40,41 @@ LAYERS = {"Flux2Pipeline": (10, 20, 30), "Flux2KleinPipeline": (9, 18, 27)}
 """The text encoder's layers whose outputs are the text, as the pipelines have them."""
 SMALLEST = 64
 """Pixels on a side below which the pipelines refuse a reference picture."""
+
+
+NAMES = Names(
+    native=(
+        *_flux.TWO_STREAM_ATTENTION,
+        *renamed(
+            _flux.DOUBLE,
+            _flux.TWO_STREAMS,
+            {
+                "img_mlp.0": "ff.linear_in",
+                "img_mlp.2": "ff.linear_out",
+                "txt_mlp.0": "ff_context.linear_in",
+                "txt_mlp.2": "ff_context.linear_out",
+            },
+        ),
+        *renamed(_flux.SINGLE, _flux.ONE_STREAM, {"linear1": "attn.to_qkv_mlp_proj", "linear2": "attn.to_out"}),
+        *_flux.ENDS,
+        _flux.LAST,
+        *_flux.embedder("time_in", "time_guidance_embed.timestep_embedder"),
+        *_flux.embedder("guidance_in", "time_guidance_embed.guidance_embedder"),
+        *renamed(
+            "",
+            "",
+            {
+                "double_stream_modulation_img.lin": "double_stream_modulation_img.linear",
+                "double_stream_modulation_txt.lin": "double_stream_modulation_txt.linear",
+                "single_stream_modulation.lin": "single_stream_modulation.linear",
+            },
+        ),
+    ),
+    kohya="native",
+    architecture="Flux.2-dev",
+    aliases=("Flux.2", "Flux.2-klein-4b", "Flux.2-klein-9b"),
+    version="flux_2_dev",
+)
 
 
 class Flux2Options(Options):
@@ -79,6 +115,7 @@ class Flux2(Family):
         "attention+feed-forward": f"{ATTENTION}|{FEED_FORWARD}",
         "all-linear": f"{ATTENTION}|{FEED_FORWARD}|{MODULATION}",
     }
+    names = NAMES
     licence = "FLUX [dev] Non-Commercial (dev, klein 9B); Apache-2.0 (klein 4B)"
     size = "32.2B, 9.1B and 3.9B (klein)"
     encoders = "Mistral-Small-3.2 (dev), Qwen3 (klein)"

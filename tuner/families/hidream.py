@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ..blocks import Aligned, Blocks
 from ..errors import UserError
 from ..family import Family, Geometry, Options, Request, register
+from ..native import Names
 from ..objective import Objective
 from ..recipe import LogitNormal, setting
 from ..source import Source, contents
@@ -30,6 +31,10 @@ MODULATION = r".*\.adaLN_modulation\.1"
 # Here the text comes after the picture in every table, also where it has a stream of its own.
 TABLES = (Aligned("hidden_states_masks", text="after"), Aligned("image_rotary_emb", text="after"))
 LLAMA = "meta-llama/Llama-3.1-8B-Instruct"
+
+
+# The original has diffusers' names.
+NAMES = Names(architecture="hidream-i1", version="hidream_i1")
 
 
 class HiDreamOptions(Options):
@@ -80,6 +85,7 @@ class HiDream(Family):
         "attention+feed-forward": f"{ATTENTION}|{FEED_FORWARD}",
         "all-linear": f"{ATTENTION}|{FEED_FORWARD}|{EXPERTS}|{MODULATION}",
     }
+    names = NAMES
     licence = "MIT; text encoder: Llama 3.1 Community License"
     size = "17B"
     encoders = "CLIP-L, CLIP-G, T5-XXL, Llama-3.1-8B"

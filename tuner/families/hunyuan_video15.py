@@ -13,10 +13,12 @@ from torch import Tensor, nn
 from ..blocks import Aligned, Blocks
 from ..errors import UserError
 from ..family import Family, Geometry, Options, Request, register
+from ..native import Names, Native, renamed
 from ..objective import Flow, Objective
 from ..recipe import LogitNormal, setting
 from ..source import Source
 from ..types import Cond, Media, Parts, Prompt
+from . import _flux
 from ._latents import first_frames, pictures
 
 ATTENTION = r"transformer_blocks\.\d+\.attn\.(to_q|to_k|to_v|to_out\.0|add_q_proj|add_k_proj|add_v_proj|to_add_out)"
@@ -30,6 +32,114 @@ GLYPHS = 256
 """Length to which the pipeline pads what stands in quotes."""
 NO_PICTURE = 729
 """Picture tokens, all masked, that the pipeline passes where there is no picture."""
+
+
+REFINER_BLOCK = ("txt_in.individual_token_refiner.blocks.{}.", "context_embedder.token_refiner.refiner_blocks.{}.")
+BLOCK = ("double_blocks.{}.", "transformer_blocks.{}.")
+ENDS = renamed(
+    "",
+    "",
+    {
+        "img_in.proj": "x_embedder.proj",
+        "txt_in.input_embedder": "context_embedder.proj_in",
+        "byt5_in.fc1": "context_embedder_2.linear_1",
+        "byt5_in.fc2": "context_embedder_2.linear_2",
+        "byt5_in.fc3": "context_embedder_2.linear_3",
+        "vision_in.proj.1": "image_embedder.linear_1",
+        "vision_in.proj.3": "image_embedder.linear_2",
+        "final_layer.linear": "proj_out",
+    },
+)
+LAST = Native("final_layer.adaLN_modulation.1", ("norm_out.linear",), swapped=True)
+MODULATION_NAME = {"adaLN_modulation.1": "norm_out.linear"}
+# ComfyUI's files have FLUX's names; musubi's have the original's, where queries, keys and values are apart.
+NAMES = Names(
+    native=(
+        *_flux.TWO_STREAM_ATTENTION,
+        *renamed(
+            *BLOCK,
+            {
+                "img_mlp.0": "ff.net.0.proj",
+                "img_mlp.2": "ff.net.2",
+                "img_mod.lin": "norm1.linear",
+                "txt_mlp.0": "ff_context.net.0.proj",
+                "txt_mlp.2": "ff_context.net.2",
+                "txt_mod.lin": "norm1_context.linear",
+            },
+        ),
+        *renamed(
+            *REFINER_BLOCK,
+            {
+                "self_attn.qkv": ("attn.to_q", "attn.to_k", "attn.to_v"),
+                "self_attn.proj": "attn.to_out.0",
+                "mlp.0": "ff.net.0.proj",
+                "mlp.2": "ff.net.2",
+                **MODULATION_NAME,
+            },
+        ),
+        *_flux.embedder("time_in", "time_embed.timestep_embedder"),
+        *_flux.embedder("txt_in.t_embedder", "context_embedder.time_text_embed.timestep_embedder"),
+        *_flux.embedder("txt_in.c_embedder", "context_embedder.time_text_embed.text_embedder"),
+        *ENDS,
+        LAST,
+    ),
+    others=(
+        *renamed(
+            *BLOCK,
+            {
+                "img_attn_q": "attn.to_q",
+                "img_attn_k": "attn.to_k",
+                "img_attn_v": "attn.to_v",
+                "img_attn_proj": "attn.to_out.0",
+                "img_mlp.fc1": "ff.net.0.proj",
+                "img_mlp.fc2": "ff.net.2",
+                "img_mod.linear": "norm1.linear",
+                "txt_attn_q": "attn.add_q_proj",
+                "txt_attn_k": "attn.add_k_proj",
+                "txt_attn_v": "attn.add_v_proj",
+                "txt_attn_proj": "attn.to_add_out",
+                "txt_mlp.fc1": "ff_context.net.0.proj",
+                "txt_mlp.fc2": "ff_context.net.2",
+                "txt_mod.linear": "norm1_context.linear",
+            },
+        ),
+        # version 1's, which ComfyUI goes on reading
+        *renamed(
+            *BLOCK,
+            {
+                "img_attn_qkv": ("attn.to_q", "attn.to_k", "attn.to_v"),
+                "txt_attn_qkv": ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"),
+            },
+        ),
+        *renamed(
+            *REFINER_BLOCK,
+            {
+                "self_attn_qkv": ("attn.to_q", "attn.to_k", "attn.to_v"),
+                "self_attn_proj": "attn.to_out.0",
+                "mlp.fc1": "ff.net.0.proj",
+                "mlp.fc2": "ff.net.2",
+                **MODULATION_NAME,
+            },
+        ),
+        *renamed(
+            "",
+            "",
+            {
+                "time_in.mlp.0": "time_embed.timestep_embedder.linear_1",
+                "time_in.mlp.2": "time_embed.timestep_embedder.linear_2",
+                "txt_in.t_embedder.mlp.0": "context_embedder.time_text_embed.timestep_embedder.linear_1",
+                "txt_in.t_embedder.mlp.2": "context_embedder.time_text_embed.timestep_embedder.linear_2",
+                "txt_in.c_embedder.linear_1": "context_embedder.time_text_embed.text_embedder.linear_1",
+                "txt_in.c_embedder.linear_2": "context_embedder.time_text_embed.text_embedder.linear_2",
+            },
+        ),
+        *ENDS,
+        LAST,
+    ),
+    kohya="others",
+    architecture="hunyuan-video-1.5",
+    version="hunyuan_video_1_5",
+)
 
 
 class HunyuanVideo15Options(Options):
@@ -71,6 +181,7 @@ class HunyuanVideo15(Family):
         "attention+feed-forward": f"{ATTENTION}|{FEED_FORWARD}",
         "all-linear": f"{ATTENTION}|{FEED_FORWARD}|{MODULATION}|{REFINER}",
     }
+    names = NAMES
     licence = "Tencent Hunyuan Community"
     size = "8.3B"
     encoders = "Qwen2.5-VL-7B, ByT5; image-to-video: SigLIP"

@@ -60,6 +60,7 @@ class Kandinsky5Image(Family):
     timesteps = LogitNormal()
     blocks = _kandinsky5.BLOCKS
     targets = _kandinsky5.TARGETS
+    names = _kandinsky5.NAMES
     licence = "MIT"
     size = "6.0B"
     encoders = "Qwen2.5-VL-7B, CLIP-L"

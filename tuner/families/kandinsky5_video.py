@@ -55,6 +55,7 @@ class Kandinsky5Video(Family):
     timesteps = LogitNormal()
     blocks = _kandinsky5.BLOCKS
     targets = _kandinsky5.TARGETS
+    names = _kandinsky5.NAMES
     licence = "MIT"
     size = "2.0B (Lite), 19B (Pro)"
     encoders = "Qwen2.5-VL-7B, CLIP-L"

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
 from ..family import Family, Framing, Geometry, Request, register
+from ..native import Names
 from ..objective import Objective
 from ..recipe import Uniform
 from ..source import Source
@@ -39,10 +40,22 @@ class Kolors(Family):
     guidance = 5.0
     timesteps = Uniform()
     targets = _ddpm.TARGETS
+    # ComfyUI itself has no Kolors; node packs run its UNet as SDXL's, and read kohya's files for it
+    names = Names(
+        native=_ddpm.sgm(_ddpm.LARGE),
+        comfy=False,
+        kohya="diffusers",
+        architecture="Kolors",
+        version="kolors",
+    )
     licence = "Apache-2.0 (code), Kolors licence (weights)"
     size = "2.58B"
     predicts = "epsilon"
     encoders = "ChatGLM3-6B"
+
+    def named(self, config: Mapping[str, Any]) -> Names:
+        """See `Family.named`."""
+        return _ddpm.named(self.names, config)
 
     def accept(self, source: Source) -> None:
         """See `Family.accept`; also refuses distilled models."""

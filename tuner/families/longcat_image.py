@@ -14,11 +14,12 @@ from torch import Tensor, nn
 
 from ..blocks import Aligned, Blocks
 from ..family import Family, Geometry, Options, Request, register
+from ..native import Names
 from ..objective import Objective
 from ..recipe import LogitNormal
 from ..source import Source
 from ..types import Cond, Media, Parts, Prompt
-from . import _flow, _qwen_vl
+from . import _flow, _flux, _qwen_vl
 from ._latents import halvings
 
 ATTENTION = r".*\.attn\.(to_q|to_k|to_v|to_out\.0|add_q_proj|add_k_proj|add_v_proj|to_add_out)"
@@ -29,6 +30,20 @@ ROTARY = (Aligned("image_rotary_emb", dims=(0,)),)
 BY_TASK = {"generate": ("LongCatImagePipeline",), "edit": ("LongCatImageEditPipeline",)}
 TOKENS = 512
 """Length to which captions are cut and padded; the network reads the padding."""
+
+
+# No kohya-like tool knows it; ComfyUI builds it from FLUX.1's parts.
+NAMES = Names(
+    native=(
+        *_flux.BLOCKS,
+        *_flux.MODULATION,
+        *_flux.ENDS,
+        _flux.LAST,
+        *_flux.embedder("time_in", "time_embed.timestep_embedder"),
+    ),
+    architecture="LongCat-Image",
+    version="longcat_image",
+)
 
 
 @register
@@ -61,6 +76,7 @@ class LongCatImage(Family):
         "attention+feed-forward": f"{ATTENTION}|{FEED_FORWARD}",
         "all-linear": f"{ATTENTION}|{FEED_FORWARD}|{MODULATION}",
     }
+    names = NAMES
     licence = "Apache-2.0"
     size = "6.3B"
     encoders = "Qwen2.5-VL-7B"

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..blocks import Aligned, Blocks
 from ..errors import UserError
 from ..family import Family, Geometry, Options, Request, register
+from ..native import Names, renamed
 from ..objective import Flow, Objective
 from ..recipe import LogitNormal, setting
 from ..source import Source
@@ -24,6 +25,22 @@ FEED_FORWARD = r"transformer_blocks\.\d+\.ff\.net\.(0\.proj|2)"
 EMBEDDERS = r"time_embed\.(linear|emb\.timestep_embedder\.linear_[12])|caption_projection\.linear_[12]"
 CONDITION = "LTXConditionPipeline"
 """The pipeline of 0.9.5 and later, whose models count time from the start of the first frame."""
+
+
+NAMES = Names(
+    native=renamed(
+        "",
+        "",
+        {
+            "patchify_proj": "proj_in",
+            "adaln_single.emb.timestep_embedder.linear_1": "time_embed.emb.timestep_embedder.linear_1",
+            "adaln_single.emb.timestep_embedder.linear_2": "time_embed.emb.timestep_embedder.linear_2",
+            "adaln_single.linear": "time_embed.linear",
+        },
+    ),
+    architecture="LTX-Video",
+    version="ltx_video",
+)
 
 
 class LtxOptions(Options):
@@ -57,6 +74,7 @@ class Ltx(Family):
         "attention+feed-forward": f"{ATTENTION}|{FEED_FORWARD}",
         "all-linear": f"{ATTENTION}|{FEED_FORWARD}|{EMBEDDERS}",
     }
+    names = NAMES
     licence = "LTX-Video Open Weights"
     size = "1.9B"
     encoders = "T5-XXL"

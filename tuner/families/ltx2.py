@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ..blocks import Aligned, Blocks
 from ..errors import UserError
 from ..family import Family, Geometry, Options, Request, register
+from ..native import Names, renamed
 from ..objective import Objective
 from ..recipe import LogitNormal, setting
 from ..source import Source
@@ -34,6 +35,28 @@ GATES = rf"transformer_blocks\.\d+\.({STREAMS})\.to_gate_logits"
 EMBEDDERS = r"(audio_)?proj_(in|out)|(audio_)?caption_projection\.linear_[12]"
 SHORTEST = WINDOW // 2
 """Fewer samples of sound than this have no spectrogram."""
+
+
+MODULATIONS = {
+    "adaln_single": "time_embed",
+    "audio_adaln_single": "audio_time_embed",
+    "av_ca_video_scale_shift_adaln_single": "av_cross_attn_video_scale_shift",
+    "av_ca_audio_scale_shift_adaln_single": "av_cross_attn_audio_scale_shift",
+    "av_ca_a2v_gate_adaln_single": "av_cross_attn_video_a2v_gate",
+    "av_ca_v2a_gate_adaln_single": "av_cross_attn_audio_v2a_gate",
+    "prompt_adaln_single": "prompt_adaln",  # 2.3
+    "audio_prompt_adaln_single": "audio_prompt_adaln",
+}
+LAYERS = ("emb.timestep_embedder.linear_1", "emb.timestep_embedder.linear_2", "linear")
+NAMES = Names(
+    native=(
+        *renamed("", "", {"patchify_proj": "proj_in", "audio_patchify_proj": "audio_proj_in"}),
+        *(row for k, v in MODULATIONS.items() for row in renamed(f"{k}.", f"{v}.", dict.fromkeys(LAYERS, ""))),
+    ),
+    architecture="LTX-2",
+    aliases=("LTX-2.3",),
+    version="ltx_2",
+)
 
 
 class Ltx2Options(Options):
@@ -86,6 +109,7 @@ class Ltx2(Family):
         "video": VIDEO,
         "all-linear": f"{ATTENTION}|{FEED_FORWARD}|{GATES}|{EMBEDDERS}",
     }
+    names = NAMES
     licence = "LTX-2 Community"
     size = "18.9B"
     encoders = "Gemma 3 12B"

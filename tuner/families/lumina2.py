@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ..blocks import Aligned, Blocks
 from ..family import Family, Geometry, Options, Request, register
+from ..native import Names, Native, renamed
 from ..objective import Objective
 from ..recipe import LogitNormal, setting
 from ..source import Source
@@ -25,6 +26,39 @@ SYSTEM_PROMPT = (
 )
 """The one of the model's pipeline."""
 BEGIN = " <Prompt Start> "
+
+
+BLOCK = {
+    "attention.out": "attn.to_out.0",
+    "feed_forward.w1": "feed_forward.linear_1",
+    "feed_forward.w2": "feed_forward.linear_2",
+    "feed_forward.w3": "feed_forward.linear_3",
+    "adaLN_modulation.1": "norm1.linear",
+}
+QKV = ("attn.to_q", "attn.to_k", "attn.to_v")
+RUNS = ("layers.{}.", "noise_refiner.{}.", "context_refiner.{}.")
+NAMES = Names(
+    native=(
+        *(row for run in RUNS for row in renamed(run, run, BLOCK)),
+        *(Native(f"{run}attention.qkv", tuple(run + m for m in QKV), "square first") for run in RUNS),
+        *renamed(
+            "",
+            "",
+            {
+                "x_embedder": "",
+                "cap_embedder.1": "time_caption_embed.caption_embedder.1",
+                "t_embedder.mlp.0": "time_caption_embed.timestep_embedder.linear_1",
+                "t_embedder.mlp.2": "time_caption_embed.timestep_embedder.linear_2",
+                "final_layer.adaLN_modulation.1": "norm_out.linear_1",
+                "final_layer.linear": "norm_out.linear_2",
+            },
+        ),
+    ),
+    kohya="native",
+    architecture="lumina-2",
+    aliases=("lumina",),
+    version="lumina2",
+)
 
 
 class Lumina2Options(Options):
@@ -54,6 +88,7 @@ class Lumina2(Family):
         "attention+feed-forward": f"{ATTENTION}|{FEED_FORWARD}",
         "all-linear": f"{ATTENTION}|{FEED_FORWARD}|{MODULATION}",
     }
+    names = NAMES
     licence = "Apache-2.0; text encoder: Gemma Terms of Use"
     size = "2.6B"
     encoders = "Gemma 2 2B"

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..blocks import Aligned, Blocks
 from ..errors import UserError
 from ..family import Family, Geometry, Options, Request, register
+from ..native import Names, renamed
 from ..objective import Objective
 from ..recipe import LogitNormal
 from ..source import Source
@@ -27,6 +28,39 @@ PIXELS = 16
 PAD = 2
 """The token before the shorter captions of a batch; it is masked."""
 TAG = "<img><|image_{}|></img>"
+
+
+NAMES = Names(
+    native=(
+        *renamed(
+            "llm.layers.{}.",
+            "layers.{}.",
+            {
+                "self_attn.qkv_proj": ("self_attn.to_q", "self_attn.to_k", "self_attn.to_v"),
+                "self_attn.o_proj": "self_attn.to_out.0",
+                "mlp.gate_up_proj": "",
+                "mlp.down_proj": "",
+            },
+        ),
+        *renamed(
+            "",
+            "",
+            {
+                "x_embedder.proj": "patch_embedding.output_image_proj",
+                "input_x_embedder.proj": "patch_embedding.input_image_proj",
+                "time_token.mlp.0": "time_token.linear_1",
+                "time_token.mlp.2": "time_token.linear_2",
+                "t_embedder.mlp.0": "t_embedder.linear_1",
+                "t_embedder.mlp.2": "t_embedder.linear_2",
+                "final_layer.adaLN_modulation.1": "norm_out.linear",
+                "final_layer.linear": "proj_out",
+            },
+        ),
+    ),
+    comfy=False,  # it reads OmniGen2, another network
+    architecture="OmniGen-v1",
+    version="omnigen",
+)
 
 
 class Processor(OmniGenMultiModalProcessor):
@@ -65,6 +99,7 @@ class OmniGen(Family):
         ),
     )
     targets = {"default": ATTENTION, "attention+feed-forward": f"{ATTENTION}|{FEED_FORWARD}"}
+    names = NAMES
     licence = "MIT"
     size = "3.8B"
     encoders = "none (Phi-3 within)"

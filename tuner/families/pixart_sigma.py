@@ -12,6 +12,7 @@ from ..blocks import Blocks
 from ..errors import UserError
 from ..family import Family, Framing, Geometry, Options, Request, register
 from ..libraries import diffusers
+from ..native import Names, renamed
 from ..objective import Objective
 from ..recipe import Uniform, setting
 from ..source import Source
@@ -25,6 +26,46 @@ ATTENTION = r"transformer_blocks\.\d+\.attn[12]\.(to_q|to_k|to_v|to_out\.0)"
 FEED_FORWARD = r"transformer_blocks\.\d+\.ff\.net\.(0\.proj|2)"
 OUTSIDE = r"adaln_single\.(linear|emb\.timestep_embedder\.linear_[12])|caption_projection\.linear_[12]|proj_out"
 OTHER = "other_stage"
+
+
+NAMES = Names(
+    native=(
+        *renamed(
+            "blocks.{}.",
+            "transformer_blocks.{}.",
+            {
+                "attn.qkv": ("attn1.to_q", "attn1.to_k", "attn1.to_v"),
+                "attn.proj": "attn1.to_out.0",
+                "cross_attn.q_linear": "attn2.to_q",
+                "cross_attn.kv_linear": ("attn2.to_k", "attn2.to_v"),
+                "cross_attn.proj": "attn2.to_out.0",
+                "mlp.fc1": "ff.net.0.proj",
+                "mlp.fc2": "ff.net.2",
+            },
+        ),
+        *renamed(
+            "",
+            "",
+            {
+                "x_embedder.proj": "pos_embed.proj",
+                "t_embedder.mlp.0": "adaln_single.emb.timestep_embedder.linear_1",
+                "t_embedder.mlp.2": "adaln_single.emb.timestep_embedder.linear_2",
+                "t_block.1": "adaln_single.linear",
+                "y_embedder.y_proj.fc1": "caption_projection.linear_1",
+                "y_embedder.y_proj.fc2": "caption_projection.linear_2",
+                "final_layer.linear": "proj_out",
+                # alpha at 1024 pixels
+                "csize_embedder.mlp.0": "adaln_single.emb.resolution_embedder.linear_1",
+                "csize_embedder.mlp.2": "adaln_single.emb.resolution_embedder.linear_2",
+                "ar_embedder.mlp.0": "adaln_single.emb.aspect_ratio_embedder.linear_1",
+                "ar_embedder.mlp.2": "adaln_single.emb.aspect_ratio_embedder.linear_2",
+            },
+        ),
+    ),
+    architecture="pixart-sigma",
+    aliases=("pixart-alpha",),
+    version="pixart_sigma",
+)
 
 
 class PixArtOptions(Options):
@@ -68,6 +109,7 @@ class PixArtSigma(Family):
         "attention+feed-forward": f"{ATTENTION}|{FEED_FORWARD}",
         "all-linear": f"{ATTENTION}|{FEED_FORWARD}|{OUTSIDE}",
     }
+    names = NAMES
     licence = "CreativeML Open RAIL++-M"
     size = "0.61B"
     predicts = "epsilon"

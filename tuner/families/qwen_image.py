@@ -15,6 +15,7 @@ from ..blocks import Aligned, Blocks
 from ..errors import UserError
 from ..family import Family, Geometry, Options, Request, register
 from ..libraries import diffusers
+from ..native import Names
 from ..objective import Objective
 from ..recipe import LogitNormal, setting
 from ..source import Source
@@ -27,6 +28,15 @@ MODULATION = r".*\.(img|txt)_mod\.1"
 PICTURE = "reference_"
 EDIT, EDIT_PLUS = "QwenImageEditPipeline", "QwenImageEditPlusPipeline"
 BY_TASK = {"generate": ("QwenImagePipeline",), "edit": (EDIT, EDIT_PLUS)}
+
+
+# The original has diffusers' names.
+NAMES = Names(
+    kohya="native",
+    architecture="Qwen-Image",
+    aliases=("Qwen-Image-Edit", "Qwen-Image-Edit-Plus", "Qwen-Image-Edit-2511"),
+    version="qwen_image",
+)
 
 
 class QwenImageOptions(Options):
@@ -74,6 +84,7 @@ class QwenImage(Family):
         "attention+feed-forward": f"{ATTENTION}|{FEED_FORWARD}",
         "all-linear": f"{ATTENTION}|{FEED_FORWARD}|{MODULATION}",
     }
+    names = NAMES
     licence = "Apache-2.0"
     size = "20.4B"
     encoders = "Qwen2.5-VL-7B"

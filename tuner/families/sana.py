@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ..blocks import Blocks
 from ..errors import UserError
 from ..family import Family, Geometry, Options, Request, register
+from ..native import Names, renamed
 from ..objective import Objective
 from ..recipe import LogitNormal, setting
 from ..source import Source
@@ -28,6 +29,42 @@ INSTRUCTION = inspect.signature(SanaPipeline.__call__).parameters["complex_human
 """What the pipeline puts before a prompt; Sana learned captions behind it."""
 DIVISOR = 32
 """The pipeline takes no size that this does not divide, whatever the autoencoder."""
+
+
+NAMES = Names(
+    native=(
+        *renamed(
+            "blocks.{}.",
+            "transformer_blocks.{}.",
+            {
+                "attn.qkv": ("attn1.to_q", "attn1.to_k", "attn1.to_v"),
+                "attn.proj": "attn1.to_out.0",
+                "cross_attn.q_linear": "attn2.to_q",
+                "cross_attn.kv_linear": ("attn2.to_k", "attn2.to_v"),
+                "cross_attn.proj": "attn2.to_out.0",
+                "mlp.inverted_conv.conv": "ff.conv_inverted",
+                "mlp.depth_conv.conv": "ff.conv_depth",
+                "mlp.point_conv.conv": "ff.conv_point",
+            },
+        ),
+        *renamed(
+            "",
+            "",
+            {
+                "x_embedder.proj": "patch_embed.proj",
+                "t_embedder.mlp.0": "time_embed.emb.timestep_embedder.linear_1",
+                "t_embedder.mlp.2": "time_embed.emb.timestep_embedder.linear_2",
+                "t_block.1": "time_embed.linear",
+                "y_embedder.y_proj.fc1": "caption_projection.linear_1",
+                "y_embedder.y_proj.fc2": "caption_projection.linear_2",
+                "final_layer.linear": "proj_out",
+            },
+        ),
+    ),
+    comfy=False,  # only through node packs with loaders of their own
+    architecture="sana",
+    version="sana",
+)
 
 
 class SanaOptions(Options):
@@ -65,6 +102,7 @@ class Sana(Family):
         "attention+feed-forward": f"{ATTENTION}|{FEED_FORWARD}",
         "all-linear": f"{ATTENTION}|{FEED_FORWARD}|{AROUND}",
     }
+    names = NAMES
     licence = "NVIDIA licence (NSCL v2-custom), see the model card; text encoder: Gemma Terms of Use"
     size = "0.6B, 1.6B, 4.8B"
     encoders = "Gemma 2 2B"

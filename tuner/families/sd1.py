@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from ..family import Family, Geometry, Request, register
+from ..native import Names
 from ..objective import Objective
 from ..recipe import Uniform
 from ..source import Source
@@ -36,10 +37,22 @@ class StableDiffusion1(Family):
     guidance = 7.5
     timesteps = Uniform()
     targets = _ddpm.TARGETS
+    # kohya's tools train diffusers' UNet here, and Stability AI's in sdxl
+    names = Names(
+        native=_ddpm.sgm(_ddpm.SMALL),
+        kohya="diffusers",
+        text={"text_encoder": ("lora_te_", "text_encoders.clip_l.transformer.")},
+        architecture="stable-diffusion-v1",
+        version="sd_v1",
+    )
     licence = "CreativeML OpenRAIL-M"
     size = "0.86B"
     predicts = "epsilon, velocity"
     encoders = "CLIP-L"
+
+    def named(self, config: Mapping[str, Any]) -> Names:
+        """See `Family.named`."""
+        return _ddpm.named(self.names, config)
 
     def accept(self, source: Source) -> None:
         """See `Family.accept`; also refuses distilled models and Stable Diffusion 2."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from ..family import Family, Geometry, Request, register
+from ..native import Names
 from ..objective import Objective
 from ..recipe import Uniform
 from ..source import Source
@@ -40,10 +41,22 @@ class StableDiffusion2(Family):
     guidance = 7.5
     timesteps = Uniform()
     targets = _ddpm.TARGETS
+    names = Names(
+        native=_ddpm.sgm(_ddpm.SMALL),
+        kohya="diffusers",
+        text={"text_encoder": ("lora_te_", "text_encoders.clip_h.transformer.")},
+        architecture="stable-diffusion-v2-768-v",
+        aliases=("stable-diffusion-v2-512", "stable-diffusion-v2"),
+        version="sd_v2_v",
+    )
     licence = "CreativeML Open RAIL++-M"
     size = "0.87B"
     predicts = "velocity, epsilon"
     encoders = "OpenCLIP-H"
+
+    def named(self, config: Mapping[str, Any]) -> Names:
+        """See `Family.named`."""
+        return _ddpm.named(self.names, config)
 
     def accept(self, source: Source) -> None:
         """See `Family.accept`; also refuses distilled models and Stable Diffusion 1."""

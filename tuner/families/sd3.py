@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..blocks import Blocks
 from ..errors import UserError
 from ..family import Family, Geometry, Options, Request, register
+from ..native import Names, Native, renamed
 from ..objective import Objective
 from ..recipe import LogitNormal, setting
 from ..source import Source
@@ -25,6 +26,66 @@ FEED_FORWARD = r".*\.ff(_context)?\.net\.(0\.proj|2)"
 MODULATION = r"transformer_blocks\.\d+\.norm1(_context)?\.linear"
 DISTILLED = {"stabilityai/stable-diffusion-3.5-large-turbo": "3.5-large"}
 WIDTH = "joint_attention_dim"
+
+
+X, CONTEXT, BLOCK = "joint_blocks.{}.x_block.", "joint_blocks.{}.context_block.", "transformer_blocks.{}."
+NAMES = Names(
+    native=(
+        *renamed(
+            X,
+            BLOCK,
+            {
+                "attn.qkv": ("attn.to_q", "attn.to_k", "attn.to_v"),
+                "attn.proj": "attn.to_out.0",
+                "attn2.qkv": ("attn2.to_q", "attn2.to_k", "attn2.to_v"),  # 3.5 medium
+                "attn2.proj": "attn2.to_out.0",
+                "mlp.fc1": "ff.net.0.proj",
+                "mlp.fc2": "ff.net.2",
+                "adaLN_modulation.1": "norm1.linear",
+            },
+        ),
+        *renamed(
+            CONTEXT,
+            BLOCK,
+            {
+                "attn.qkv": ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"),
+                "attn.proj": "attn.to_add_out",
+                "mlp.fc1": "ff_context.net.0.proj",
+                "mlp.fc2": "ff_context.net.2",
+            },
+        ),
+        Native(CONTEXT + "adaLN_modulation.1", (BLOCK + "norm1_context.linear",), swapped=True),  # in the last block
+        Native("final_layer.adaLN_modulation.1", ("norm_out.linear",), swapped=True),
+        *renamed(
+            "",
+            "",
+            {
+                "x_embedder.proj": "pos_embed.proj",
+                "context_embedder": "",
+                "t_embedder.mlp.0": "time_text_embed.timestep_embedder.linear_1",
+                "t_embedder.mlp.2": "time_text_embed.timestep_embedder.linear_2",
+                "y_embedder.mlp.0": "time_text_embed.text_embedder.linear_1",
+                "y_embedder.mlp.2": "time_text_embed.text_embedder.linear_2",
+                "final_layer.linear": "proj_out",
+            },
+        ),
+    ),
+    kohya="native",
+    text={
+        "text_encoder": ("lora_te1_", "text_encoders.clip_l.transformer."),
+        "text_encoder_2": ("lora_te2_", "text_encoders.clip_g.transformer."),
+        "text_encoder_3": ("lora_te3_", "text_encoders.t5xxl.transformer."),
+    },
+    architecture="stable-diffusion-3-medium",
+    aliases=(
+        "stable-diffusion-3-5-medium",
+        "stable-diffusion-3-5-large",
+        "stable-diffusion-v3-medium",
+        "stable-diffusion-v3.5",
+        "stable-diffusion-3",
+    ),
+    version="medium",
+)
 
 
 class StableDiffusion3Options(Options):
@@ -56,6 +117,7 @@ class StableDiffusion3(Family):
         "attention+feed-forward": f"{ATTENTION}|{FEED_FORWARD}",
         "all-linear": f"{ATTENTION}|{FEED_FORWARD}|{MODULATION}",
     }
+    names = NAMES
     licence = "Stability AI Community"
     size = "2.0B, 2.5B (3.5 medium), 8.1B (3.5 large)"
     encoders = "CLIP-L, CLIP-G, T5-XXL"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from ..family import Family, Framing, Geometry, Request, register
+from ..native import Names
 from ..objective import Objective
 from ..recipe import Uniform
 from ..source import Source
@@ -34,10 +35,25 @@ class StableDiffusionXL(Family):
     guidance = 5.0
     timesteps = Uniform()
     targets = _ddpm.TARGETS
+    # kohya's tools train Stability AI's UNet here, and diffusers' in sd1 and sd2
+    names = Names(
+        native=_ddpm.sgm(_ddpm.LARGE),
+        kohya="native",
+        text={
+            "text_encoder": ("lora_te1_", "text_encoders.clip_l.transformer."),
+            "text_encoder_2": ("lora_te2_", "text_encoders.clip_g.transformer."),
+        },
+        architecture="stable-diffusion-xl-v1-base",
+        version="sdxl_base_v1-0",
+    )
     licence = "CreativeML Open RAIL++-M"
     size = "2.57B"
     predicts = "epsilon, velocity"
     encoders = "CLIP-L, CLIP-G"
+
+    def named(self, config: Mapping[str, Any]) -> Names:
+        """See `Family.named`."""
+        return _ddpm.named(self.names, config)
 
     def accept(self, source: Source) -> None:
         """See `Family.accept`; also refuses distilled models and latents normalised per channel (Playground 2.5)."""

@@ -22,6 +22,7 @@ from torchvision.models import efficientnet_v2_s
 from ..errors import UserError
 from ..family import Family, Geometry, Options, Request, register
 from ..libraries import diffusers
+from ..native import Names, renamed
 from ..objective import Cosine, Objective
 from ..recipe import Recipe, Uniform, setting
 from ..source import Source, contents
@@ -42,6 +43,25 @@ ATTENTION = r".*\.attention\.(to_q|to_k|to_v|to_out\.0)"
 FEED_FORWARD = r".*\.channelwise\.(0|4)"
 # clip_img_mapper is left out: training and sampling without a picture as prompt give it zeros
 TOLD = r".*\.(kv_mapper\.1|mapper|mapper_sca|mapper_crp)|clip_txt_(pooled_)?mapper"
+
+
+ATTENTION_NAMES = {
+    "attn.to_q": "to_q",
+    "attn.to_k": "to_k",
+    "attn.to_v": "to_v",
+    "attn.out_proj": "to_out.0",
+}
+# As ComfyUI splits it: the original's `attn.in_proj_weight`, one tensor of q, k and v, is no module.
+NAMES = Names(
+    native=tuple(
+        row
+        for run in ("down_blocks.{}.{}.attention.", "up_blocks.{}.{}.attention.")
+        for row in renamed(run, run, ATTENTION_NAMES)
+    ),
+    kohya="native",
+    architecture="stable-cascade-v1-prior",
+    version="stable_cascade",
+)
 
 
 class StableCascadeOptions(Options):
@@ -79,6 +99,7 @@ class StableCascade(Family):
         "attention+feed-forward": f"{ATTENTION}|{FEED_FORWARD}",
         "all-linear": f"{ATTENTION}|{FEED_FORWARD}|{TOLD}",
     }
+    names = NAMES
     licence = "Stability AI Non-Commercial Research Community"
     size = "3.6B"
     predicts = "epsilon"

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..blocks import Aligned, Blocks
 from ..errors import UserError
 from ..family import Family, Geometry, Options, Request, register
+from ..native import Names, renamed
 from ..objective import Flow, Objective
 from ..recipe import LogitNormal, setting
 from ..source import Source
@@ -24,6 +25,36 @@ FEED_FORWARD = r"blocks\.\d+\.ffn\.net\.(0\.proj|2)"
 EMBEDDERS = r"condition_embedder\.(time_proj|(time|text)_embedder\.linear_[12]|image_embedder\.ff\.net\.(0\.proj|2))"
 PICTURE_PARTS = ("image_encoder", "image_processor")
 """Only Wan 2.1 reads the first frame by CLIP too."""
+
+
+ATTENTION_NAMES = {"q": "to_q", "k": "to_k", "v": "to_v", "o": "to_out.0"}
+NAMES = Names(
+    native=(
+        *renamed("blocks.{}.self_attn.", "blocks.{}.attn1.", ATTENTION_NAMES),
+        *renamed("blocks.{}.cross_attn.", "blocks.{}.attn2.", ATTENTION_NAMES),
+        # 2.1 image-to-video
+        *renamed("blocks.{}.cross_attn.", "blocks.{}.attn2.", {"k_img": "add_k_proj", "v_img": "add_v_proj"}),
+        *renamed("blocks.{}.", "blocks.{}.", {"ffn.0": "ffn.net.0.proj", "ffn.2": "ffn.net.2"}),
+        *renamed(
+            "",
+            "",
+            {
+                "time_embedding.0": "condition_embedder.time_embedder.linear_1",
+                "time_embedding.2": "condition_embedder.time_embedder.linear_2",
+                "time_projection.1": "condition_embedder.time_proj",
+                "text_embedding.0": "condition_embedder.text_embedder.linear_1",
+                "text_embedding.2": "condition_embedder.text_embedder.linear_2",
+                "img_emb.proj.1": "condition_embedder.image_embedder.ff.net.0.proj",
+                "img_emb.proj.3": "condition_embedder.image_embedder.ff.net.2",
+                "head.head": "proj_out",
+            },
+        ),
+    ),
+    kohya="native",
+    architecture="wan2.1",
+    aliases=("wan2.2",),
+    version="wan",
+)
 
 
 class WanOptions(Options):
@@ -71,6 +102,7 @@ class Wan(Family):
         "attention+feed-forward": f"{ATTENTION}|{FEED_FORWARD}",
         "all-linear": f"{ATTENTION}|{FEED_FORWARD}|{EMBEDDERS}",
     }
+    names = NAMES
     licence = "Apache-2.0"
     size = "1.3B, 5B, 14B, 2 x 14B"
     encoders = "UMT5-XXL; 2.1 image-to-video: CLIP-H"

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ..blocks import Aligned, Blocks
 from ..errors import UserError
 from ..family import Family, Geometry, Options, Request, register
+from ..native import Names, renamed
 from ..objective import Objective
 from ..recipe import LogitNormal, setting
 from ..source import Source
@@ -23,6 +24,27 @@ FEED_FORWARD = r".*\.feed_forward\.w[123]"
 MODULATION = r"(layers|noise_refiner)\.\d+\.adaLN_modulation\.0"
 PATCH = 2
 """The pipeline asks for this patch size, whichever the network has besides."""
+
+
+ATTENTION_NAMES = {"qkv": ("to_q", "to_k", "to_v"), "out": "to_out.0"}
+RUNS = ("layers.{}.attention.", "noise_refiner.{}.attention.", "context_refiner.{}.attention.")
+NAMES = Names(
+    native=(
+        *(row for run in RUNS for row in renamed(run, run, ATTENTION_NAMES)),
+        *renamed(
+            "",
+            "",
+            {
+                "x_embedder": "all_x_embedder.2-1",
+                "final_layer.linear": "all_final_layer.2-1.linear",
+                "final_layer.adaLN_modulation.1": "all_final_layer.2-1.adaLN_modulation.1",
+            },
+        ),
+    ),
+    kohya="diffusers",
+    architecture="Z-Image",
+    version="z_image",
+)
 
 
 class ZImageOptions(Options):
@@ -51,6 +73,7 @@ class ZImage(Family):
         "attention+feed-forward": f"{ATTENTION}|{FEED_FORWARD}",
         "all-linear": f"{ATTENTION}|{FEED_FORWARD}|{MODULATION}",
     }
+    names = NAMES
     licence = "Apache-2.0"
     size = "6.15B"
     encoders = "Qwen3-4B"

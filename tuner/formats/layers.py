@@ -22,8 +22,10 @@ class Layer:
     tensors, by kind (all that a file gives, in the file's dtype):
     lora: down [r, in, ...], up [out, r, ...]; mid [r, r, kh, kw] (Tucker); magnitude [out] or [1, in, ...] (DoRA);
     bias [out].
-    loha: w1_a w1_b w2_a w2_b, t1 t2. lokr: w1 or w1_a w1_b, w2 or w2_a w2_b, t2.
-    oft, boft: blocks, rescale. glora: a1 a2 b1 b2. ia3: weight, and on_input (0 or 1).
+    loha: w1_a w1_b w2_a w2_b, t1 t2. lokr: w1 or w1_a w1_b, w2 or w2_a w2_b, t2. Both: magnitude.
+    oft: blocks [n, s, s], rescale [out, 1, ...]. boft: blocks [stages, n, s, s], rescale. Their alpha is the limit of
+    the rotation per output channel, 0 for none.
+    glora: a1 [in, r], a2 [r, in], b1 [out, r], b2 [r, in, ...]. ia3: weight [out] or [in], and on_input (0 or 1).
     diff: weight and bias, either may be missing (full difference, norms).
     """
 
@@ -55,6 +57,8 @@ class Layer:
         tensors = {k: v.float() for k, v in self.tensors.items()}
         base = None if weight is None else weight.float()
         change = DELTAS[self.kind](self, tensors, base)
+        if "magnitude" in tensors:
+            change = _decomposed(_needed(self, base), change, tensors["magnitude"])
         return change if base is None else change.reshape(base.shape)
 
     def bias(self) -> Tensor | None:
@@ -82,32 +86,36 @@ def _needed(layer: Layer, weight: Tensor | None) -> Tensor:
 
 
 def _lora(layer: Layer, t: dict[str, Tensor], weight: Tensor | None) -> Tensor:
-    """scale * up @ down (Hu et al. 2021), decomposed into magnitude and direction with DoRA (Liu et al. 2024)."""
-    change = layer.scale * product(t)
-    if "magnitude" not in t:
-        return change
-    base = _needed(layer, weight)
+    """scale * up @ down (Hu et al. 2021)."""
+    return layer.scale * product(t)
+
+
+def _decomposed(base: Tensor, change: Tensor, magnitude: Tensor) -> Tensor:
+    """The whole change where a weight is split into magnitude and direction (DoRA, Liu et al. 2024).
+
+    Norms are taken over all axes but that of the magnitude: the output's, or the input's where it is [1, in, ...].
+    LyCORIS adds the number format's epsilon to them, and peft does not: a row of zeros stays one.
+    """
+    axis = int(magnitude.ndim > 1 and magnitude.shape[:2] == (1, base.shape[1]))
     whole = base + change.reshape(base.shape)
-    magnitude = t["magnitude"]
-    over_input = magnitude.ndim > 1 and magnitude.shape[0] == 1 and magnitude.shape[1] == base.shape[1]
-    axis = 1 if over_input and base.shape[0] != magnitude.numel() else 0
     others = [i for i in range(base.ndim) if i != axis]
     shape = [-1 if i == axis else 1 for i in range(base.ndim)]
-    return magnitude.reshape(shape) * whole / whole.norm(dim=others, keepdim=True) - base
+    norm = torch.linalg.vector_norm(whole, dim=others, keepdim=True) + torch.finfo(whole.dtype).eps
+    return magnitude.reshape(shape) * (whole / norm) - base
 
 
 def product(t: dict[str, Tensor]) -> Tensor:
     """up @ down through `mid` where there is one: [out, in, ...], without the scale."""
     down, up = t["down"], t["up"]
     if "mid" in t:
-        return torch.einsum("o i h w, i p, q o -> q p h w", t["mid"], down.flatten(1), up.flatten(1))
+        return torch.einsum("o i ..., i p, q o -> q p ...", t["mid"], down.flatten(1), up.flatten(1))
     return (up.flatten(1) @ down.flatten(1)).reshape(up.shape[0], *down.shape[1:])
 
 
 def _loha(layer: Layer, t: dict[str, Tensor], weight: Tensor | None) -> Tensor:
     """Product of two low-rank products, elementwise (Hyeon-Woo et al. 2021)."""
     if "t1" in t:
-        tucker = "i j k l, j r, i p -> p r k l"
+        tucker = "i j ..., j r, i p -> p r ..."
         first = torch.einsum(tucker, t["t1"], t["w1_b"], t["w1_a"])
         return layer.scale * first * torch.einsum(tucker, t["t2"], t["w2_b"], t["w2_a"])
     return layer.scale * (t["w1_a"] @ t["w1_b"]) * (t["w2_a"] @ t["w2_b"])
@@ -119,11 +127,59 @@ def _lokr(layer: Layer, t: dict[str, Tensor], weight: Tensor | None) -> Tensor:
     if "w2" in t:
         second = t["w2"]
     elif "t2" in t:
-        second = torch.einsum("i j k l, j r, i p -> p r k l", t["t2"], t["w2_b"], t["w2_a"])
+        second = torch.einsum("i j ..., j r, i p -> p r ...", t["t2"], t["w2_b"], t["w2_a"])
     else:
         second = (t["w2_a"] @ t["w2_b"].flatten(1)).reshape(t["w2_a"].shape[0], *t["w2_b"].shape[1:])
     first = first.reshape(*first.shape, *[1] * (second.ndim - first.ndim))
     return layer.scale * torch.kron(first, second.contiguous())
+
+
+def _rotations(layer: Layer, blocks: Tensor) -> Tensor:
+    """R = (I + Q)(I - Q)^-1 of each block, Q = B - B^T kept within the limit (Cayley; Qiu et al. 2023)."""
+    skew, rows = blocks - blocks.transpose(-1, -2), blocks.shape[-3] * blocks.shape[-1]
+    if layer.alpha and (norm := skew.norm()) > layer.alpha * rows:
+        skew = skew * (layer.alpha * rows / norm)
+    one = torch.eye(blocks.shape[-1], device=blocks.device)
+    return (one + skew) @ torch.linalg.inv(one - skew)
+
+
+def _oft(layer: Layer, t: dict[str, Tensor], weight: Tensor | None) -> Tensor:
+    """Blocks of output channels turned (Qiu et al. 2023), by the transpose of R as LyCORIS has it."""
+    base = _needed(layer, weight)
+    turned = _rotations(layer, t["blocks"]).transpose(1, 2) @ base.reshape(*t["blocks"].shape[:2], -1)
+    return _rescaled(turned, t, base)
+
+
+def _boft(layer: Layer, t: dict[str, Tensor], weight: Tensor | None) -> Tensor:
+    """Stages of such turns, stage i over channels that lie 2^i half blocks apart (Liu et al. 2024)."""
+    base = _needed(layer, weight)
+    rows, size = base.flatten(1), t["blocks"].shape[-1]
+    for i, rotation in enumerate(_rotations(layer, t["blocks"])):
+        apart = 2**i * (size // 2)
+        gathered = rows.unflatten(0, (-1, 2, apart)).transpose(1, 2).reshape(-1, size, rows.shape[1])
+        rows = (rotation @ gathered).reshape(-1, apart, 2, rows.shape[1]).transpose(1, 2).reshape(rows.shape)
+    return _rescaled(rows, t, base)
+
+
+def _rescaled(turned: Tensor, t: dict[str, Tensor], base: Tensor) -> Tensor:
+    turned = turned.reshape(base.shape)
+    if "rescale" in t:
+        turned = turned * t["rescale"].reshape(-1, *[1] * (base.ndim - 1))
+    return turned - base
+
+
+def _glora(layer: Layer, t: dict[str, Tensor], weight: Tensor | None) -> Tensor:
+    """scale * (W A + B), A and B of low rank (Chavan et al. 2023); A mixes the input channels."""
+    base = _needed(layer, weight)
+    mixed = torch.einsum("o i ..., i r, r j -> o j ...", base, t["a1"].flatten(1), t["a2"].flatten(1))
+    return layer.scale * (mixed + (t["b1"].flatten(1) @ t["b2"].flatten(1)).reshape(base.shape))
+
+
+def _ia3(layer: Layer, t: dict[str, Tensor], weight: Tensor | None) -> Tensor:
+    """A factor 1 + w for each input or output channel (Liu et al. 2022)."""
+    base = _needed(layer, weight)
+    axis = 1 if "on_input" in t and bool(t["on_input"]) else 0
+    return base * t["weight"].reshape([-1 if i == axis else 1 for i in range(base.ndim)])
 
 
 def _diff(layer: Layer, t: dict[str, Tensor], weight: Tensor | None) -> Tensor:
@@ -133,5 +189,6 @@ def _diff(layer: Layer, t: dict[str, Tensor], weight: Tensor | None) -> Tensor:
 
 
 DELTAS: dict[str, Callable[[Layer, dict[str, Tensor], Tensor | None], Tensor]] = {
-    "lora": _lora, "loha": _loha, "lokr": _lokr, "diff": _diff,
+    "lora": _lora, "loha": _loha, "lokr": _lokr, "oft": _oft, "boft": _boft, "glora": _glora, "ia3": _ia3,
+    "diff": _diff,
 }  # fmt: skip

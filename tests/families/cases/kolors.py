@@ -62,7 +62,7 @@ class Kolors(Case):
     force_zeros = False
     millions = 2579.5  # the published unet's fp16 file has 5.16 GB
     # as SDXL; the projection of the text is outside of the layers that adapters reach
-    layers = {"default": 70 * 8, "attention+feed-forward": 70 * 10, "all-linear": 70 * 10 + 22 + 17}
+    layers = {"default": 70 * 8, "attention+feed-forward": 70 * 10, "all-linear": 70 * 10 + 22 + 17, "with-conv": 788}
 
     def build(self, folder: Path) -> None:
         chatglm_encoder(folder / "text_encoder", chatglm_tokenizer(folder / "tokenizer"))

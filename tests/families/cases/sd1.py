@@ -21,7 +21,7 @@ class StableDiffusion1(Case):
     quick = True
     millions = 859.5  # the published unet's 859,520,964 parameters
     # 16 levels of attention with 8 projections each; 2 layers of feed-forward, 2 convolutions around and 22 resnets
-    layers = {"default": 16 * 8, "attention+feed-forward": 16 * 10, "all-linear": 16 * 10 + 32 + 22}
+    layers = {"default": 16 * 8, "attention+feed-forward": 16 * 10, "all-linear": 16 * 10 + 32 + 22, "with-conv": 278}
 
     def build(self, folder: Path) -> None:
         build("sd1", folder)

@@ -44,7 +44,7 @@ class StableDiffusion2(Case):
     name = family = "sd2"
     overfit_steps = 150
     millions = 865.9  # the published unet's 865,910,724 parameters
-    layers = {"default": 16 * 8, "attention+feed-forward": 16 * 10, "all-linear": 16 * 10 + 32 + 22}
+    layers = {"default": 16 * 8, "attention+feed-forward": 16 * 10, "all-linear": 16 * 10 + 32 + 22, "with-conv": 278}
 
     def build(self, folder: Path) -> None:
         build_sd2(folder, {"_class_name": "DDIMScheduler", "prediction_type": "v_prediction"})

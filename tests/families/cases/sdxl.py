@@ -17,7 +17,7 @@ class StableDiffusionXL(Case):
     name = family = "sdxl"
     millions = 2567.5  # the published unet's 2,567,463,684 parameters
     # 70 layers with 8 projections of attention and 2 of feed-forward; 11 levels with 2 projections, and 17 resnets
-    layers = {"default": 70 * 8, "attention+feed-forward": 70 * 10, "all-linear": 70 * 10 + 22 + 17}
+    layers = {"default": 70 * 8, "attention+feed-forward": 70 * 10, "all-linear": 70 * 10 + 22 + 17, "with-conv": 788}
 
     def build(self, folder: Path) -> None:
         build("sdxl", folder)
