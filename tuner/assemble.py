@@ -6,15 +6,15 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch import Tensor
 
-from . import adapters, device, optimizers
-from .adapter import Written
+from . import adapters, device, optimizers, quantise
+from .adapter import Adapter, Written
 from .data import cache, fill, loader, tensor
 from .errors import UserError, stop_on_errors
 from .extension import Context, Stack
@@ -22,9 +22,13 @@ from .home import cache_folder
 from .loop import Trainer
 from .prepare import Prepared
 from .progress import progress
+from .recipe import LoraSpec, Recipe
 from .seeds import mix
 from .types import Cond, on_device
 from .validate import Validator
+
+if TYPE_CHECKING:
+    from .adapters.text import WithText
 
 Say = Callable[..., Any]
 HELD = 4
@@ -50,21 +54,34 @@ def build(ready: Prepared, say: Say) -> Job:
     fill_media(ready, store, keys, dtype, say)
     _, told = fill_text(ready, store, keys, dtype, say)
     say("phase", name="load", done=0, of=0)
-    trainer = load_trainer(ready, dtype)
+    trainer = load_trainer(ready, dtype, say)
     train = ready.recipe.train
-    batches = loader.Loader(ready.sampler, store, keys, ready.family, train.seed, train.caption_dropout, train.workers)
+    batches = loader.Loader(
+        ready.sampler, store, keys, ready.family, train.seed, train.caption_dropout, train.workers, not tells_all(ready)
+    )
     return Job(trainer, batches, _validator(ready, trainer, batches, told, dtype))
 
 
-def load_trainer(ready: Prepared, dtype: torch.dtype) -> Trainer:
-    """The denoiser with its adapter, techniques and optimiser, on the device."""
+def tells_all(ready: Prepared) -> bool:
+    """Whether captions are encoded anew in every step and nothing of them is read from the cache."""
+    return getattr(ready.recipe.adapter, "text", None) is not None and ready.family.retells_all
+
+
+def load_trainer(ready: Prepared, dtype: torch.dtype, say: Say = lambda *_, **__: None) -> Trainer:
+    """The denoiser, quantised if asked for, with its adapter, techniques and optimiser, on the device."""
     recipe, family = ready.recipe, ready.family
     precision = "no" if recipe.train.precision == "fp32" else recipe.train.precision
     AcceleratorState._reset_state()  # accelerate keeps the precision of the first run of a process
     accelerator = Accelerator(mixed_precision=precision, cpu=ready.device.kind == "cpu")
     parts = family.load(ready.source, (family.denoiser,), dtype)
     torch.manual_seed(mix(recipe.train.seed, "adapter"))
-    adapter = adapters.build(recipe.adapter, family, parts)
+    place = quantise.Place(recipe.memory.quantise, dtype, accelerator.device)
+    with quantise.base(family, parts, place, recipe.memory.quantise_skip, say):
+        adapter = adapters.build(recipe.adapter, family, parts)
+    own, tell, groups = adapter.parameters(), None, []
+    if getattr(recipe.adapter, "text", None) is not None:
+        adapter = _with_text(ready, adapter, dtype)
+        tell, groups = adapter.text.tell, [_text_group(recipe, adapter.text.parameters(), adapter.text.stop)]
     network = parts.network.to(accelerator.device)
     network.train()
     family.ready(network)
@@ -79,11 +96,35 @@ def load_trainer(ready: Prepared, dtype: torch.dtype) -> Trainer:
         return family.shift(latents, cond, scheduler_config) if ready.objective.flow else 1.0
 
     assert recipe.train.timesteps is not None
-    optimizer, scheduler = optimizers.build(recipe.train, adapter.parameters() + stack.parameters())
+    optimizer, scheduler = optimizers.build(recipe.train, own + stack.parameters(), groups)
     return Trainer(
         family, parts, adapter, ready.objective, recipe.train.timesteps, shift, stack,
-        accelerator.prepare(optimizer), scheduler, accelerator, recipe.train, family.reach(ready.source),
+        accelerator.prepare(optimizer), scheduler, accelerator, recipe.train, family.reach(ready.source), tell=tell,
     )  # fmt: skip
+
+
+def _with_text(ready: Prepared, adapter: Adapter, dtype: torch.dtype) -> WithText:
+    """The adapter with the one of the text encoders, which come onto the device."""
+    recipe, family = ready.recipe, ready.family
+    assert isinstance(recipe.adapter, LoraSpec)
+    assert recipe.adapter.text is not None
+    whole = quantise.Place("none", dtype, ready.device.torch)  # what trains is never quantised
+    encoders = quantise.encoders(
+        family, ready.source, family.retelling_parts(ready.source), whole, lambda *_, **__: None
+    )
+    torch.manual_seed(mix(recipe.train.seed, "text adapter"))
+    stop = max(1, round((recipe.adapter.text.until or 1.0) * recipe.train.steps))
+    both = adapters.with_text(adapter, recipe.adapter, family, encoders, stop)
+    if recipe.memory.checkpointing:
+        both.text.checkpoint()
+    return both
+
+
+def _text_group(recipe: Recipe, parameters: list[torch.nn.Parameter], stop: int) -> optimizers.Group:
+    assert isinstance(recipe.adapter, LoraSpec)
+    assert recipe.adapter.text is not None
+    assert recipe.adapter.text.lr is not None
+    return optimizers.Group("text", parameters, recipe.adapter.text.lr, stop)
 
 
 def _speed_and_memory(ready: Prepared, network: Any) -> None:
@@ -114,11 +155,13 @@ def keys_of(ready: Prepared, dtype: torch.dtype) -> fill.Keys:
     family, source, kind = ready.family, ready.source, ready.device.kind
     text = [p for p in family.text_parts if source.has(p)]
     model = f"{source.pipeline} {sorted(source.flags.items())} {dtype} {kind}"
+    rounded = ready.recipe.memory.quantise_text
+    told = f"{source.fingerprint(*text)} {model}{'' if rounded == 'none' else f' {rounded}'}"
     return fill.Keys(
         ready.plan,
         family,
         f"{family.fingerprint(source)} {model}",
-        f"{source.fingerprint(*text)} {model}",
+        told,
         ready.geometry.sample_rate,
     )
 
@@ -130,7 +173,8 @@ def fill_media(ready: Prepared, store: cache.Cache, keys: fill.Keys, dtype: torc
     """
     wanted = keys.all()
     if store.missing(wanted):
-        encoder = _encoder(ready, ready.family.media_parts, dtype)
+        place = quantise.Place("none", dtype, ready.device.torch)
+        encoder = _encoder(ready, ready.family.media_parts, place, say)
         fill.fill_media(store, keys, encoder, progress(say, PHASES[ready.family.modality]))
     store.used(wanted)
     return len(set(wanted))
@@ -144,12 +188,16 @@ def fill_text(
 ) -> tuple[int, list[fill.Told]]:
     """Encode every caption and prompt that the cache lacks; returns the number of texts, and what samples are told.
 
-    The last of those is the negative prompt.
+    The last of those is the negative prompt. Nothing is encoded where all of it is told anew in every step.
     """
     samples = told_by_samples(ready, keys)
+    if tells_all(ready):
+        return 0, samples
     told = fill.everything_told(keys, samples)
     if store.missing(told):
-        fill.fill_text(store, told, _encoder(ready, ready.family.text_parts, dtype), progress(say, "cache text"))
+        place = quantise.Place(ready.recipe.memory.quantise_text, dtype, ready.device.torch)
+        encoder = _encoder(ready, ready.family.text_parts, place, say)
+        fill.fill_text(store, told, encoder, progress(say, "cache text"))
     store.used(list(told))
     return len(told), samples
 
@@ -185,12 +233,9 @@ def sample_pictures(ready: Prepared) -> list[tuple[Any, ...]]:
     return [tensor.starts(items[i % len(items)]) for i in range(len(spec.prompts))] if items else []
 
 
-def _encoder(ready: Prepared, names: Sequence[str], dtype: torch.dtype) -> fill.Encoder:
+def _encoder(ready: Prepared, names: Sequence[str], place: quantise.Place, say: Say) -> fill.Encoder:
     """Loaded and on the device; freed with its last reference, before the denoiser is loaded."""
-    parts = ready.family.load(ready.source, names, dtype)
-    for component in parts.components.values():
-        if isinstance(component, torch.nn.Module):
-            component.to(ready.device.torch)
+    parts = quantise.encoders(ready.family, ready.source, names, place, say)
     return fill.Encoder(ready.family, parts, ready.geometry, ready.device.torch)
 
 
@@ -203,7 +248,9 @@ def _validator(
     where, pool = trainer.accelerator.device, ready.held if len(ready.held) else ready.trained
     count = min(HELD, len(pool))
     items = [batches.fixed([int(pool[i * len(pool) // count])]).to(where) for i in range(count)]
-    conds = [on_device(batches.cache.get(batches.keys.text(t)), where) for t in told]
+    conds: list[Cond] = [
+        on_device(batches.cache.get(batches.keys.text(t)), where) if batches.text else {} for t in told
+    ]
     assert spec.guidance is not None
     negative = conds.pop() if conds else None
     if not ready.family.wants_negative(ready.source, spec.guidance):

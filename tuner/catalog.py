@@ -37,6 +37,7 @@ def _family(cls: type[Family]) -> dict[str, Any]:
         "size": cls.size,
         "predicts": cls.predicts,
         "encoders": cls.encoders,
+        "trains_text": list(cls.trainable_text),
         "options": cls.Options.model_json_schema(),
     }
 

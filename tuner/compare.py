@@ -6,7 +6,7 @@ Adapters are loaded with the official pipeline's own loader, so that what is see
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,14 +16,16 @@ import yaml
 from pydantic import Field, ValidationError
 from safetensors import SafetensorError
 
-from . import checkpoint, device, families, sample
+from . import checkpoint, device, families, prepare, quantise, sample
 from .adapters import lora
 from .adapters.lora import FILE
+from .adapters.text import read_by, weigh
 from .data import tensor
+from .device import Device
 from .errors import UserError
 from .events import birth
 from .family import Family, Request
-from .recipe import Model, explain, setting
+from .recipe import MemorySpec, Model, Quantisation, explain, setting
 from .run import Controls
 from .source import Source
 from .types import Cond, Parts, Prompt
@@ -54,6 +56,9 @@ class Comparison(Model):
     seconds: float | None = setting(None, "Length of sound; empty takes the family's usual length", gt=0)
     references: list[str] = setting([], "Edit and image_to_video: a picture for each prompt, or one for all")
     lyrics: list[str] = setting([], "Lyrics for each prompt, where the family sings")
+    quantise: Quantisation = setting("none", "Hold the base in fewer bits, as the run did (memory.quantise)")
+    quantise_text: Quantisation = setting("none", "The same for the text encoders")
+    quantise_skip: list[str] = setting([], "Layers of the base that keep their precision: layer name endings")
     contenders: list[Contender] = Field(min_length=1)
 
 
@@ -102,24 +107,44 @@ def draw(wanted: Comparison, folder: Path, say: Callable[..., Any], controls: Co
     family.accept(source)
     blank, pictures = _blank(wanted, family, source), _pictures(wanted, family)
     dtype = torch.float32 if where.kind == "cpu" else torch.bfloat16
+    memory = _memory(wanted, family, source, where, dtype)
     say("phase", name="cache text", done=0, of=0)
-    conds = _encode(family, source, dtype, where.torch, _told(wanted, family, blank, pictures))
+    told = _told(wanted, family, blank, pictures)
+    conds = _encode(family, source, quantise.Place(memory.quantise_text, dtype, where.torch), told, say)
     negative = conds.pop() if family.wants_negative(source, blank.guidance) else None
     say("phase", name="load", done=0, of=0)
     done = 0
+
+    def loaded(contender: Contender) -> Parts:
+        place = quantise.Place(memory.quantise, dtype, where.torch)
+        return _contender(family, source, contender, place, memory.quantise_skip, say)
+
     for column, contender in enumerate(wanted.contenders):
-        parts = _contender(family, source, contender, dtype, where.torch)
-        for row, cond in enumerate(conds[: len(wanted.prompts)]):
+        parts = loaded(contender)
+        told = _retold(family, parts, [*wanted.prompts, wanted.negative], [*conds, *([negative] if negative else [])])
+        for row, cond in enumerate(told[: len(wanted.prompts)]):
             for seed in wanted.seeds:
                 if controls.stop():
                     return "stopped"
                 shown = pictures[row] if pictures else ()
-                request = replace(blank, cond=cond, negative=negative, seed=seed, references=shown)
+                against = told[-1] if negative else None
+                request = replace(blank, cond=cond, negative=against, seed=seed, references=shown)
                 file = sample.save(sample.draw(family, parts, request), folder / f"{column:02d}-{row:02d}-{seed}")
                 done += 1
                 say("sample", contender=column, prompt=row, seed=seed, file=file.name)
                 say("phase", name="sample", done=done, of=total)
     return "finished"
+
+
+def _memory(wanted: Comparison, family: Family, source: Source, where: Device, dtype: torch.dtype) -> MemorySpec:
+    """How the base is held. Raises `UserError` for what does not work here."""
+    asked = {key: getattr(wanted, key) for key in ("quantise", "quantise_text", "quantise_skip")}
+    memory, _ = prepare.quantisation(MemorySpec(**asked), family, source, where, dtype)
+    for key in ("quantise", "quantise_text"):
+        method = getattr(memory, key)
+        if method != "none" and (reason := quantise.unfit(method, where)):
+            raise UserError(f"{key} is {method}, but {reason}; take another, or none.")
+    return memory
 
 
 def _blank(wanted: Comparison, family: Family, source: Source) -> Request:
@@ -161,33 +186,66 @@ def _told(wanted: Comparison, family: Family, blank: Request, pictures: list[tup
 
 
 def _encode(
-    family: Family, source: Source, dtype: torch.dtype, where: torch.device, prompts: list[Prompt]
+    family: Family, source: Source, place: quantise.Place, prompts: list[Prompt], say: Callable[..., Any]
 ) -> list[Cond]:
-    parts = family.load(source, family.text_parts, dtype)
-    for component in parts.components.values():
-        if isinstance(component, torch.nn.Module):
-            component.to(where)
+    parts = quantise.encoders(family, source, family.text_parts, place, say)
     with torch.no_grad():
         return family.encode_text(parts, prompts)
 
 
-def _contender(family: Family, source: Source, contender: Contender, dtype: torch.dtype, where: torch.device) -> Parts:
+def _retold(family: Family, parts: Parts, texts: list[str], conds: list[Cond]) -> list[Cond]:
+    """The conditions (of texts, in order) as the contender's own text encoders have them, which are then let go."""
+    if not family.trainable_text or any(parts.components.get(p) is None for p in family.trainable_text):
+        return conds
+    told = []
+    with torch.no_grad():
+        for caption, cond in zip(texts, conds, strict=False):  # no condition for a negative that is not wanted
+            batch = family.retell(parts, [caption], {k: v[None] for k, v in cond.items()})
+            told.append({k: v[0] for k, v in batch.items()})
+    for name in family.trainable_text:
+        del parts.components[name]
+    return told
+
+
+def _loaded(family: Family, source: Source, names: Sequence[str], dtype: torch.dtype, where: torch.device) -> Parts:
+    """Components of the model, on the device."""
+    parts = family.load(source, names, dtype)
+    for component in parts.components.values():
+        if isinstance(component, torch.nn.Module):
+            component.to(where)
+    return parts
+
+
+def _contender(
+    family: Family,
+    source: Source,
+    contender: Contender,
+    place: quantise.Place,
+    skip: Sequence[str],
+    say: Callable[..., Any],
+) -> Parts:
     """The model of one column. A fresh denoiser each time: no column can leave a trace in the next."""
     path = find(contender.adapter) if contender.adapter else None
     whole_model = path is not None and path.is_dir()
     base = Source(str(path), {}) if whole_model else source
-    parts = family.load(base, (family.denoiser, *family.sample_parts(base)), dtype)
+    parts = family.load(base, (family.denoiser, *family.sample_parts(base)), place.dtype)
+    with quantise.base(family, parts, place, skip, say):
+        if path is not None and not whole_model:
+            try:
+                if speaks := read_by(family, path):
+                    encoders = _loaded(family, source, family.retelling_parts(source), place.dtype, place.device)
+                    parts.components |= encoders.components
+                lora.attach(family, parts, path, contender.strength)
+                if speaks:
+                    weigh(family, parts, contender.strength)
+            except (ValueError, KeyError, RuntimeError, OSError, SafetensorError) as error:
+                first = str(error).splitlines()[0] if str(error) else type(error).__name__
+                raise UserError(
+                    f"{path} does not fit {wanted_name(family)} ({first}); choose an adapter of this family."
+                ) from error
     for component in parts.components.values():
         if isinstance(component, torch.nn.Module):
-            component.to(where)
-    if path is not None and not whole_model:
-        try:
-            lora.attach(family, parts, path, contender.strength)
-        except (ValueError, KeyError, RuntimeError, OSError, SafetensorError) as error:
-            first = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise UserError(
-                f"{path} does not fit {wanted_name(family)} ({first}); choose an adapter of this family."
-            ) from error
+            component.to(place.device)
     return parts
 
 

@@ -45,6 +45,11 @@ def pick() -> Device:
     return Device(found.type, name, "it is the accelerator that torch found.")
 
 
+def free_memory(device: Device) -> int | None:
+    """Bytes that are free on the device, None where torch does not say."""
+    return torch.cuda.mem_get_info()[0] if device.kind == "cuda" else None
+
+
 def storage(recipe: Recipe, device: Device) -> torch.dtype:
     """The dtype in which the base model is held.
 

@@ -20,6 +20,8 @@ from .recipe import Model, Recipe, TimestepSpec
 from .source import Source
 from .types import Cond, Drawn, Media, Parts, Prompt
 
+ENCODER = "text_encoder"
+
 
 class Options(Model):
     """Settings that only one family has; subclass per family."""
@@ -109,6 +111,11 @@ class Family:
     """Runs of transformer blocks, () when the network has none."""
     targets: ClassVar[dict[str, str]]
     """LoRA presets: name → regular expression over full module names; the first is `default`."""
+    trainable_text: ClassVar[dict[str, int]] = {}
+    """Text encoders that may train: component → how many of its last layers give an answer that nobody reads."""
+    quantised: ClassVar[str] = ""
+    """The linear layers that a quantised base holds in fewer bits, a regular expression over full names; "": all of
+    `blocks`."""
     lora_arguments: dict[str, Any] = {}
     """Further arguments of the pipeline's `load_lora_weights`."""
     names: Names = Names()
@@ -195,6 +202,26 @@ class Family:
     def encode_text(self, parts: Parts, prompts: Sequence[Prompt]) -> list[Cond]:
         """One dict of tensors per prompt, without a batch axis: what the cache holds."""
         raise NotImplementedError
+
+    @property
+    def retells_all(self) -> bool:
+        """Whether all that the denoiser is told of a caption comes from text encoders that may train."""
+        return bool(self.trainable_text) and {p for p in self.text_parts if p.startswith(ENCODER)} == set(
+            self.trainable_text
+        )
+
+    def retelling_parts(self, source: Source) -> tuple[str, ...]:
+        """The components of `text_parts` that `retell` needs: `trainable_text` and their tokenizers."""
+        wanted = {*self.trainable_text, *(p.replace(ENCODER, "tokenizer") for p in self.trainable_text)}
+        return tuple(p for p in self.text_parts if p in wanted and source.has(p))
+
+    def retell(self, parts: Parts, captions: Sequence[str], cond: Cond) -> Cond:
+        """A batch's condition with what `trainable_text` says of its captions now, differentiable; the rest stays.
+
+        cond: collated; its text need not be there where `retells_all`.
+        """
+        told = self.encode_text(parts, [Prompt(caption) for caption in captions])
+        return {**cond, **{k: torch.stack([c[k] for c in told]) for k in told[0]}}
 
     def encode_settings(self) -> dict[str, Any]:
         """Options that change what `encode_text`, `encode_media` or `media_cond` return; part of the cache key."""

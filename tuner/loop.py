@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from accelerate import Accelerator
@@ -37,6 +37,8 @@ class Trainer:
     spec: TrainSpec
     reach: tuple[float, float] = (0.0, 1.0)
     index: int = 0
+    tell: Callable[[Sequence[str], Cond, int], Cond] | None = None
+    """(captions, condition, steps done) → the condition, where text encoders train."""
 
     def __post_init__(self) -> None:
         self.trained = self.adapter.parameters() + self.stack.parameters()
@@ -45,6 +47,14 @@ class Trainer:
         """The network's answer, in the precision of the run."""
         with self.accelerator.autocast():
             return self.family.predict(self.parts.network, x, t, cond)
+
+    def told(self, batch: Batch, part: int = 0) -> Batch:
+        """The batch with what text encoders that train say of its captions now."""
+        if self.tell is None:
+            return batch
+        torch.manual_seed(mix(self.spec.seed, "text", self.index, part))  # dropout
+        with self.accelerator.autocast():
+            return replace(batch, cond=self.tell(batch.captions, batch.cond, self.index))
 
     def draw(self, batch: Batch) -> Noised:
         """Noise a batch. Every item draws from its own seed: (seed, step, place of the item in the step)."""
@@ -65,7 +75,7 @@ class Trainer:
 
     def forward_backward(self, batch: Batch, part: int) -> dict[str, Tensor]:
         """One forward pass and its gradients; the loss is weighed by the batch's share of the step's items."""
-        batch = self.stack.batch(batch, self.index)
+        batch = self.stack.batch(self.told(batch, part), self.index)
         step = Step(self.index, part, self.spec.seed, batch, self.draw(batch), self.predict)
         torch.manual_seed(mix(self.spec.seed, "global", self.index, part))  # dropout and whatever else draws globally
         self.stack.noised(step)
@@ -88,7 +98,9 @@ class Trainer:
         self._must_be_finite(said, batches)
         # no limit still measures the norm, which the journal shows
         norm = self.accelerator.clip_grad_norm_(self.trained, self.spec.clip or float("inf"))
-        said |= {"norm": float(norm) if norm is not None else 0.0, "lr": float(self.scheduler.get_last_lr()[0])}
+        said["norm"] = float(norm) if norm is not None else 0.0
+        for group, rate in zip(self.optimizer.param_groups, self.scheduler.get_last_lr(), strict=True):
+            said["_".join(["lr", *([group["name"]] if "name" in group else [])])] = float(rate)
         self.optimizer.step()
         self.scheduler.step()
         self.optimizer.zero_grad(set_to_none=True)

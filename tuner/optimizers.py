@@ -10,7 +10,8 @@ import contextlib
 import inspect
 import io
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -42,19 +43,35 @@ _HIDDEN = {"self", "params", "lr", "maximize", "differentiable", "capturable", "
 _MISTAKES = (TypeError, ValueError, IndexError, AssertionError, RuntimeError, ArithmeticError, AttributeError)
 
 
+@dataclass(frozen=True)
+class Group:
+    """Parameters with a learning rate of their own, which is 0 from step `stop` on."""
+
+    name: str
+    parameters: list[nn.Parameter]
+    lr: float
+    stop: int
+
+
 def default_lr(name: str) -> float:
     """The learning rate that is taken when the recipe names none."""
     return _LR[name]
 
 
-def build(spec: TrainSpec, parameters: list[nn.Parameter]) -> tuple[Optimizer, LambdaLR]:
-    """The update rule over `parameters` and its schedule over the whole run. Raises `UserError`.
+def build(spec: TrainSpec, parameters: list[nn.Parameter], groups: Sequence[Group] = ()) -> tuple[Optimizer, LambdaLR]:
+    """The update rule over `parameters` and further `groups`, and its schedule over the run. Raises `UserError`.
 
     The schedule is stepped once after every optimiser step.
     """
     stop_on_errors(problems(spec))
-    optimizer = _make(spec, parameters, _options(spec))
-    return optimizer, LambdaLR(optimizer, lambda done: factor(spec, done))
+    further = [{"params": g.parameters, "lr": g.lr, "name": g.name} for g in groups]
+    optimizer = _make(spec, [{"params": parameters}, *further], _options(spec))
+    ends = [spec.steps + 1, *(g.stop for g in groups)]
+    return optimizer, LambdaLR(optimizer, [_course(spec, end) for end in ends])
+
+
+def _course(spec: TrainSpec, end: int) -> Callable[[int], float]:
+    return lambda done: factor(spec, done) if done < end else 0.0
 
 
 def factor(spec: TrainSpec, done: int) -> float:
@@ -193,7 +210,7 @@ def _options(spec: TrainSpec) -> dict[str, Any]:
     return own | spec.optimizer_options
 
 
-def _make(spec: TrainSpec, parameters: list[nn.Parameter], options: dict[str, Any]) -> Optimizer:
+def _make(spec: TrainSpec, parameters: list[Any], options: dict[str, Any]) -> Optimizer:
     """The rule, ready to train. Prodigy prints to standard output, which belongs to the journal."""
     with contextlib.redirect_stdout(io.StringIO()):
         lr = default_lr(spec.optimizer) if spec.lr is None else spec.lr

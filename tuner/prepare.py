@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -10,16 +10,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from . import adapters, device, extensions, families, optimizers
+from . import adapters, device, extensions, families, optimizers, quantise
 from .data import index, plan, sampler
 from .data.item import Kind
 from .device import Device
-from .errors import Problem
+from .errors import Problem, UserError
 from .extension import Extension, Stack
 from .family import Family, Geometry
 from .home import cache_folder
 from .objective import Objective
-from .recipe import Recipe
+from .recipe import MemorySpec, Recipe
 from .source import Source
 
 LISTED = 200
@@ -52,6 +52,19 @@ class Prepared:
         return self.plan.having("validation")
 
     @cached_property
+    def weights(self) -> list[dict[str, Any]]:
+        """The denoiser, and text encoders that are quantised: bytes of their weights as they are, and as they will be
+        held. Raises `UserError`."""
+        memory, dtype, rows = self.recipe.memory, device.storage(self.recipe, self.device), []
+        asked = [(self.family.denoiser, memory.quantise, memory.quantise_skip)]
+        if memory.quantise_text != "none":
+            asked += [(p, memory.quantise_text, []) for p in encoders(self.family, self.source)]
+        for part, method, skip in asked:
+            whole, small = held(self.family, self.source, part, method, dtype, skip)
+            rows.append({"part": part, "quantise": method, "before": whole, "bytes": small})
+        return rows
+
+    @cached_property
     def sampler(self) -> sampler.Sampler:
         """The order of the training items."""
         train, chosen = self.recipe.train, self.trained
@@ -72,13 +85,15 @@ def prepare(recipe: Recipe, progress: Callable[[int, int], None] | None = None) 
     device.check_precision(recipe, where)
     geometry = family.geometry(source)
     recipe = resolve(recipe, family, geometry, where)
+    memory, chosen = quantisation(recipe.memory, family, source, where, device.storage(recipe, where))
+    recipe = recipe.model_copy(update={"memory": memory})
     built = [extensions.build(spec, i) for i, spec in enumerate(recipe.extensions)]
     Stack(built)
     objective = family.objective(source, recipe.train.snr_gamma)
     found = index.scan(recipe.data, kinds(family), progress, cache_folder())
     made = plan.plan(found, recipe.data, recipe.media, recipe.media.resolutions or [], geometry)
     ready = Prepared(recipe, family, source, objective, geometry, where, built, found, made)
-    ready.problems += [*found.problems, *made.problems, *_data_problems(ready), *_settings(ready)]
+    ready.problems += [*chosen, *found.problems, *made.problems, *_data_problems(ready), *_settings(ready)]
     return ready
 
 
@@ -112,10 +127,16 @@ def resolve(recipe: Recipe, family: Family, geometry: Geometry, where: Device) -
             }
         ),
     }
-    if recipe.adapter.kind == "lora" and recipe.adapter.alpha is None:
-        change["adapter"] = recipe.adapter.model_copy(update={"alpha": float(recipe.adapter.rank)})
     if recipe.adapter.kind == "lycoris":
         change["adapter"] = recipe.adapter.filled()
+    if recipe.adapter.kind == "lora":
+        whole: dict[str, Any] = {"alpha": recipe.adapter.alpha or float(recipe.adapter.rank)}
+        if (text := recipe.adapter.text) is not None:
+            rank, lr = text.rank or recipe.adapter.rank, text.lr or change["train"].lr
+            every = text.parts or list(family.trainable_text) or None
+            own = {"rank": rank, "lr": lr, "alpha": text.alpha or float(rank), "parts": every}
+            whole["text"] = text.model_copy(update=own)
+        change["adapter"] = recipe.adapter.model_copy(update=whole)
     if (spec := recipe.validation) is not None:
         update: dict[str, Any] = {"guidance": family.guidance if spec.guidance is None else spec.guidance}
         if resolutions:
@@ -126,6 +147,35 @@ def resolve(recipe: Recipe, family: Family, geometry: Geometry, where: Device) -
             update["seconds"] = spec.seconds or lengths["seconds"]
         change["validation"] = spec.model_copy(update=update)
     return recipe.model_copy(update=change)
+
+
+def quantisation(
+    memory: MemorySpec, family: Family, source: Source, where: Device, dtype: torch.dtype
+) -> tuple[MemorySpec, list[Problem]]:
+    """The settings with `auto` replaced by what this device takes, and notes that say why. dtype: of the networks."""
+    notes, change = [], {}
+    for key, names in (("quantise", (family.denoiser,)), ("quantise_text", encoders(family, source))):
+        if getattr(memory, key) == "auto":
+            change[key], why = quantise.choose(
+                where, lambda names=names: sum(held(family, source, name, "int8", dtype)[1] for name in names)
+            )
+            notes.append(Problem("note", f"memory.{key}", f"memory.{key} is auto, which takes {change[key]}: {why}"))
+    return memory.model_copy(update=change), notes
+
+
+def encoders(family: Family, source: Source) -> tuple[str, ...]:
+    """The text encoders of a model that stand in its own folder."""
+    return tuple(p for p in family.text_parts if p.startswith("text_encoder") and source.has(p))
+
+
+def held(
+    family: Family, source: Source, part: str, method: str, dtype: torch.dtype, skip: Sequence[str] = ()
+) -> tuple[int, int]:
+    """Bytes of one network as it is, and quantised, from its configuration alone. Raises `UserError`."""
+    network = source.outline(part)
+    pattern = quantise.of_base(family) if part == family.denoiser else quantise.OF_TEXT
+    names = [] if method == "none" else quantise.layers(network, pattern, method, skip)
+    return quantise.predicted(network, names, method, dtype)
 
 
 # -- problems ----------------------------------------------------------------------------------------------------------
@@ -149,10 +199,17 @@ def _settings(ready: Prepared) -> Iterator[Problem]:
     """Settings that contradict each other or do nothing here."""
     recipe = ready.recipe
     yield from optimizers.problems(recipe.train)
+    yield from quantise.problems(recipe, ready.device)
+    if recipe.memory.quantise_skip and recipe.memory.quantise != "none":
+        try:
+            _ = ready.weights
+        except UserError as error:
+            yield Problem("error", "memory.quantise_skip", str(error))
     if recipe.train.shift != "auto" and not ready.objective.flow:
         text = f"train.shift has no meaning for {ready.family.name}, which is no flow model; remove it."
         yield Problem("error", "train.shift", text, {"train.shift": "auto"})
     yield from _targets(ready)
+    yield from _text(ready)
     yield from _sample_settings(ready)
     yield from _media_settings(ready)
     yield from _idle(ready)
@@ -170,6 +227,38 @@ def _targets(ready: Prepared) -> Iterator[Problem]:
     if isinstance(targets, str) and targets not in presets:
         text = f"adapter.targets is {targets!r}; {ready.family.name} has the presets {', '.join(presets)}; choose one."
         yield Problem("error", "adapter.targets", text, {"adapter.targets": "default"})
+
+
+def _text(ready: Prepared) -> Iterator[Problem]:
+    """Training of the text encoders: what cannot be, and what it means for the cache."""
+    text, family, source = getattr(ready.recipe.adapter, "text", None), ready.family, ready.source
+    if text is None:
+        return
+    known = ", ".join(family.trainable_text)
+    if not known:
+        said = f"adapter.text is set, but {family.name} trains without its text encoders ({family.encoders}): "
+        yield Problem(
+            "error", "adapter.text", said + "captions are cached, and no other tool reads such adapters; remove it."
+        )
+        return
+    if lacking := [p for p in family.trainable_text if not source.has(p)]:
+        said = f"adapter.text is set, but source {source.name} has no {', '.join(lacking)}; remove it."
+        yield Problem("error", "adapter.text", said)
+    elif strange := [p for p in text.parts if p not in family.trainable_text]:
+        said = f"adapter.text.parts has {', '.join(strange)}, but {family.name} can train {known}; choose of those."
+        yield Problem("error", "adapter.text.parts", said)
+    else:
+        rest = (
+            "nothing of them is cached" if family.retells_all else f"only what {known} does not say of them is cached"
+        )
+        said = f"{', '.join(text.parts)} trains: captions and prompts are encoded anew in every step, {rest}."
+        yield Problem("note", "adapter.text", said)
+    train = ready.recipe.train
+    if train.optimizer == "prodigy" and text.lr != train.lr:
+        said = (
+            f"adapter.text.lr is {text.lr:g}, but prodigy has one step size for all; set it to train.lr, {train.lr:g}."
+        )
+        yield Problem("error", "adapter.text.lr", said, {"adapter.text.lr": train.lr})
 
 
 def _sample_settings(ready: Prepared) -> Iterator[Problem]:
@@ -273,6 +362,7 @@ def report(ready: Prepared, everything: bool = False) -> dict[str, Any]:
             "uses": [*_uses(ready), *_unused(ready)] if listed else [],
             "uses_listed": listed,
             "cache": predicted(ready),
+            "memory": [] if any(p.where == "memory.quantise_skip" for p in ready.problems) else ready.weights,
         },
         "device": {"kind": ready.device.kind, "name": ready.device.name, "reason": ready.device.reason},
     }

@@ -35,6 +35,22 @@ def setting(default: Any, description: str, level: Level = "advanced", **limits:
     return Field(default, description=description, json_schema_extra={"level": level}, **limits)
 
 
+class TextSpec(Model):
+    """A LoRA on the text encoders (CLIP), trained together with the denoiser's."""
+
+    lr: float | None = setting(
+        None, "Learning rate of the text encoders; empty: as train.lr. A third to a half of it is usual", gt=0
+    )
+    rank: int | None = setting(None, "Size of their adapter; empty: as the denoiser's", ge=1)
+    alpha: float | None = setting(None, "Scale is alpha / rank; empty means alpha = rank", gt=0)
+    parts: list[str] | None = setting(
+        None, "Which of them, as text_encoder or text_encoder_2; empty: all that the family can train", min_length=1
+    )
+    until: float | None = setting(
+        None, "Share of the run after which they stand still; empty trains them to the end", gt=0, le=1
+    )
+
+
 class LoraSpec(Model):
     """A LoRA on the denoiser (peft)."""
 
@@ -45,6 +61,7 @@ class LoraSpec(Model):
         "default", "Which layers get an adapter: a preset name of the family, or a list of layer name endings"
     )
     dropout: float = setting(0.0, "Share of adapter inputs dropped at random while training", "expert", ge=0, lt=1)
+    text: TextSpec | None = setting(None, "Train the text encoders too; empty leaves them as they are")
 
 
 class FullSpec(Model):
@@ -351,8 +368,26 @@ class TrainSpec(Model):
     workers: int = setting(0, "Processes that prepare batches; 0 uses a thread of the run", "expert", ge=0, le=64)
 
 
+Quantisation = Literal[
+    "none", "auto", "int8", "int4", "fp8_quanto", "int8_bnb", "nf4", "fp8", "int8_torchao", "fp8_torchao"
+]
+
+
 class MemorySpec(Model):
     """What to trade for memory."""
+
+    quantise: Quantisation = setting(
+        "none",
+        "Hold the frozen base in fewer bits. auto: int8, or nf4 where that does not fit; int8, int4, fp8_quanto "
+        "(optimum-quanto); int8_bnb, nf4 (bitsandbytes); fp8 (diffusers, with checkpointing); int8_torchao, "
+        "fp8_torchao",
+    )
+    quantise_text: Quantisation = setting(
+        "none", "The same for the text encoders, which are loaded only to fill the cache"
+    )
+    quantise_skip: list[str] = setting(
+        [], "Layers of the base that keep their precision: a list of layer name endings", "expert"
+    )
 
     checkpointing: bool = setting(False, "Recompute activations in the backward pass: less memory, slower")
     compile: bool = setting(
@@ -506,7 +541,12 @@ def explain(error: ValidationError, origin: str, prefix: str = "", known: type[B
     for item in error.errors(include_url=False):
         where = prefix + ".".join(str(p) for p in _without_tags(item["loc"]))
         if item["type"] == "extra_forbidden":
-            close = difflib.get_close_matches(where, [prefix + k for k in sorted(_keys(known))], 1, 0.6)
+            keys = [prefix + k for k in sorted(_keys(known))]
+            if where in keys:
+                group = where.rpartition(".")[0]
+                yield f"{origin}: {where} is a setting of another {group}.kind; remove it, or change {group}.kind."
+                continue
+            close = difflib.get_close_matches(where, keys, 1, 0.6)
             hint = f"did you mean {close[0]}?" if close else "remove it, or see the README for the settings there are."
             yield f"{origin}: {where} is not a setting; {hint}"
         elif item["type"] == "missing":

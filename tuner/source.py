@@ -96,6 +96,13 @@ class Source:
         except (OSError, ValueError) as error:
             raise UserError(f"{path} cannot be read ({error}); download the model again.") from None
 
+    def _class(self, part: str) -> Any:
+        library, name = self.index[part]
+        cls = getattr(_module(library), name, None)
+        if cls is None:
+            raise UserError(f"source {self.name}: {part} wants {library}.{name}, which the installed libraries lack.")
+        return cls
+
     def load(self, part: str, dtype: torch.dtype) -> Any:
         """Load one component with its own class. Networks come frozen and in evaluation mode.
 
@@ -107,9 +114,9 @@ class Source:
         folder = self.folder / part
         if not folder.is_dir():
             raise UserError(f"source {self.name} lacks the folder {part}/; download the whole model.")
-        cls = self.cls(part)
+        library, cls = self.index[part][0], self._class(part)
         network = issubclass(cls, torch.nn.Module)
-        if cls.__module__.startswith("transformers."):  # its bars last longer than small models, and break ours
+        if library == "transformers":  # its bars are longer than the loading of small models, and break ours
             importlib.import_module("transformers.utils.logging").disable_progress_bar()
         try:
             loaded = cls.from_pretrained(folder, **({"torch_dtype": dtype} if network else {}))
@@ -118,21 +125,20 @@ class Source:
             raise UserError(f"source {self.name}: {part} could not be loaded ({first}); download it again.") from error
         return loaded.requires_grad_(False).eval() if network else loaded
 
-    def cls(self, part: str) -> Any:
-        """The class of a component. Raises `UserError` when the installed libraries lack it."""
-        library, name = self.index[part]
-        cls = getattr(_module(library), name, None)
-        if cls is None:
-            raise UserError(f"source {self.name}: {part} wants {library}.{name}, which the installed libraries lack.")
-        return cls
+    def outline(self, part: str) -> torch.nn.Module:
+        """A component's network without its weights, on the meta device: what they will be, from its configuration.
 
-    def network(self, part: str) -> torch.nn.Module:
-        """A component's network without its weights, on the meta device: names, kinds and shapes of its modules."""
-        cls = self.cls(part)
-        with torch.device("meta"):
-            if hasattr(cls, "from_config"):
-                return cls.from_config(self.config(part))
-            return cls(cls.config_class.from_dict(self.config(part)))
+        Raises `UserError` where the configuration does not fit its class.
+        """
+        cls = self._class(part)
+        try:
+            with torch.device("meta"), torch.random.fork_rng(devices=[]):
+                if hasattr(cls, "load_config"):
+                    return cls.from_config(cls.load_config(self.folder / part))
+                return cls(cls.config_class.from_pretrained(self.folder / part))
+        except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
+            first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise UserError(f"source {self.name}: {part} has no usable configuration ({first}).") from error
 
     def component(self, part: str) -> Path:
         """The folder of a component with its weights. Raises `UserError` when the model has none."""

@@ -85,6 +85,7 @@ class Batch:
     the item's noise, so that the noise does not depend on how a step is cut into forward passes.
     of: the number of items of the whole optimiser step. mask: [B, 1, h, w] in 0..1 at latent resolution, or None.
     role, strength: as in the items' data set. control: [B, 3, H, W] in -1..1 at the size of the picture, or None.
+    captions: the text that each item is shown with, "" where it was dropped.
     """
 
     latents: Tensor
@@ -96,6 +97,7 @@ class Batch:
     role: Literal["train", "regularisation", "validation"] = "train"
     strength: float = 1.0
     control: Tensor | None = None
+    captions: tuple[str, ...] = ()
 
     def to(self, device: torch.device) -> Batch:
         """The batch with its tensors on `device`."""

@@ -68,7 +68,7 @@ class Validator:
         return {"loss": sum(by_t.values()) / len(by_t), "by_t": by_t}
 
     def _item_loss(self, i: int, t: float) -> float:
-        latents, cond = self.items[i].latents, self.items[i].cond
+        latents, cond = self.items[i].latents, self.trainer.told(self.items[i]).cond
         noise = torch.randn(latents.shape, generator=generator(mix(self.trainer.spec.seed, "validation", i, t)))
         noised = self.trainer.objective.noised(
             latents, noise.to(latents.device), torch.tensor([t], device=latents.device)
@@ -83,18 +83,27 @@ class Validator:
         self._load_decoder()
         said = []
         with self._watching(), sample.as_exported(self.trainer.trained, self.dtype):
+            negative = self._told(self.spec.negative, self.negative) if self.negative is not None else None
             for i, prompt in enumerate(self.spec.prompts):
                 folder.mkdir(exist_ok=True)
-                file = sample.save(sample.draw(family, parts, self._request(i)), folder / f"step-{step:06d}-{i:02d}")
+                request = self._request(i, self._told(prompt, self.prompts[i]), negative)
+                file = sample.save(sample.draw(family, parts, request), folder / f"step-{step:06d}-{i:02d}")
                 said.append({"prompt": prompt, "file": f"{folder.name}/{file.name}", "seed": self.spec.seed})
         self._move_decoder(torch.device("cpu"))
         return said
 
-    def _request(self, i: int) -> Request:
+    def _told(self, text: str, cond: Cond) -> Cond:
+        """What text encoders that train say of a prompt now; else what the cache holds."""
+        if self.trainer.tell is None:
+            return cond
+        batch = self.trainer.tell([text], {k: v[None] for k, v in cond.items()}, self.trainer.index)
+        return {k: v[0] for k, v in batch.items()}
+
+    def _request(self, i: int, cond: Cond, negative: Cond | None) -> Request:
         spec, family = self.spec, self.trainer.family
         return Request(
-            self.prompts[i],
-            self.negative,
+            cond,
+            negative,
             *(spec.size or (0, 0)),
             spec.steps,
             family.guidance if spec.guidance is None else spec.guidance,

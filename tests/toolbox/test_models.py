@@ -37,7 +37,7 @@ def hashes(folder: Path) -> dict[str, str]:
 def adapter(source: Source, part: str, rank: int = 2, size: float = 0.1) -> list[Layer]:
     """A LoRA on every linear layer and convolution of a component."""
     layers = []
-    for i, (name, module) in enumerate(source.network(part).named_modules()):
+    for i, (name, module) in enumerate(source.outline(part).named_modules()):
         if isinstance(module, torch.nn.Linear | torch.nn.Conv2d):
             one = made.lora(name, tuple(module.weight.shape), rank, 2 * i)
             tensors = {k: v * size for k, v in one.tensors.items()}
@@ -236,7 +236,7 @@ def test_memory_does_not_grow_with_the_model(tiny, tmp_path: Path, monkeypatch: 
         start = anonymous()
         bake([(found.layers, 1.0)], base, tmp_path / f"baked-{blocks}-{len(grown['bake'])}")
         grown["bake"].append((max(peaks) - start) / 1e6)
-    more = 12 * sum(p.numel() for p in tuned.network("transformer").single_transformer_blocks[0].parameters()) * 4 / 1e6
+    more = 12 * sum(p.numel() for p in tuned.outline("transformer").single_transformer_blocks[0].parameters()) * 4 / 1e6
     print(
         f"12 more blocks ({more:.0f} MB) cost { ({k: round(v[2] - v[1], 1) for k, v in grown.items()}) } MB of memory"
     )

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import importlib
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..adapter import Adapter
 from ..family import Family
 from ..recipe import AdapterSpec, FullSpec, LoraSpec, LycorisSpec, Model, Recipe
 from ..types import Parts
+
+if TYPE_CHECKING:
+    from .text import WithText
 
 
 @dataclass(frozen=True)
@@ -77,3 +80,11 @@ def refused(family: Family) -> dict[str, str]:
             if reason := refuses(family, recipe):
                 found[title] = reason
     return found
+
+
+def with_text(inner: Adapter, spec: LoraSpec, family: Family, parts: Parts, stop: int) -> WithText:
+    """The denoiser's adapter with one on the text encoders beside it; loads its module.
+
+    parts: what `Family.retelling_parts` names. stop: the step from which on they stand still.
+    """
+    return importlib.import_module(f"{__name__}.text").build(inner, spec, family, parts, stop)

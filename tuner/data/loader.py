@@ -26,7 +26,10 @@ from .workers import Failure, ahead
 
 @dataclass
 class Loader:
-    """Batches, on the CPU. caption_dropout: share of empty captions. workers: processes; 0: a thread of this one."""
+    """Batches, on the CPU. caption_dropout: share of empty captions. workers: processes; 0: a thread of this one.
+
+    text: whether conditions hold the cached text; without it whoever trains the text encoders tells the captions.
+    """
 
     sampler: Sampler
     cache: Cache
@@ -35,6 +38,7 @@ class Loader:
     seed: int = 0
     caption_dropout: float = 0.0
     workers: int = 0
+    text: bool = True
 
     def steps(self, start: int = 0) -> Generator[list[Batch]]:
         """This rank's micro-batches of step `start`, `start` + 1, ... without end, made ahead of their use.
@@ -61,9 +65,10 @@ class Loader:
     def _batch(self, draws: Sequence[Draw], k: int | None) -> Batch:
         plans = [self.keys.plan[d.index] for d in draws]
         media = [self.cache.get(self.keys.media_of(p)) for p in plans]
+        captions = [self._caption(draw, plan, k) for draw, plan in zip(draws, plans, strict=True)]
         conds: list[Cond] = []
-        for draw, plan, entry in zip(draws, plans, media, strict=True):
-            text = self.cache.get(self.keys.text(self.keys.told(plan, self._caption(draw, plan, k))))
+        for caption, plan, entry in zip(captions, plans, media, strict=True):
+            text = self.cache.get(self.keys.text(self.keys.told(plan, caption))) if self.text else {}
             own = {name.removeprefix(COND): v for name, v in entry.items() if name.startswith(COND)}
             conds.append({**text, **own, **self.family.frame_cond(plan.framing)})
         bucket = plans[0].bucket
@@ -78,6 +83,7 @@ class Loader:
             role=spec.role,
             strength=spec.strength,
             control=torch.stack([m["control"] for m in media]).float() / 127.5 - 1 if bucket.controlled else None,
+            captions=tuple(captions),
         )
 
     def _caption(self, draw: Draw, planned: Planned, k: int | None) -> str:

@@ -26,6 +26,8 @@ FEED_FORWARD = r".*\.ff\.net\.(0\.proj|2)"
 PROJECTIONS = r".*\.attentions\.\d+\.proj_(in|out)"
 TIME = r".*\.resnets\.\d+\.time_emb_proj"
 CONVOLUTIONS = r".*\.resnets\.\d+\.conv(1|2|_shortcut)|.*\.(down|up)samplers\.0\.conv"
+QUANTISED = f"{ATTENTION}|{FEED_FORWARD}|{PROJECTIONS}"
+"""The linear layers of the transformers inside a U-Net; its convolutions stay as they are."""
 TARGETS = {
     "default": ATTENTION,
     "attention+feed-forward": f"{ATTENTION}|{FEED_FORWARD}",

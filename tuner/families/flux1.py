@@ -102,6 +102,7 @@ class Flux1(Family):
         "all-linear": f"{ATTENTION}|{FEED_FORWARD}|{MODULATION}",
     }
     names = NAMES
+    trainable_text = {"text_encoder": 0}
     licence = "FLUX.1 [dev] Non-Commercial; [schnell] Apache-2.0"
     size = "11.9B"
     encoders = "CLIP-L, T5-XXL"
@@ -152,6 +153,11 @@ class Flux1(Family):
             texts, padding="max_length", max_length=limit, truncation=True, return_tensors="pt"
         )
         return [{**c, "mask": m.bool()} for c, m in zip(conds, tokens.attention_mask, strict=True)]
+
+    def retell(self, parts: Parts, captions: Sequence[str], cond: Cond) -> Cond:
+        """See `Family.retell`: CLIP's summary; T5's tokens stay."""
+        pooled = self.pipe(parts)._get_clip_prompt_embeds(list(captions), device=parts["text_encoder"].device)
+        return {**cond, "pooled": pooled}
 
     def encode_settings(self) -> dict[str, Any]:
         """See `Family.encode_settings`."""

@@ -48,6 +48,7 @@ class Kolors(Family):
         architecture="Kolors",
         version="kolors",
     )
+    quantised = _ddpm.QUANTISED
     licence = "Apache-2.0 (code), Kolors licence (weights)"
     size = "2.58B"
     predicts = "epsilon"

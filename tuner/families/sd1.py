@@ -45,6 +45,8 @@ class StableDiffusion1(Family):
         architecture="stable-diffusion-v1",
         version="sd_v1",
     )
+    trainable_text = {"text_encoder": 0}
+    quantised = _ddpm.QUANTISED
     licence = "CreativeML OpenRAIL-M"
     size = "0.86B"
     predicts = "epsilon, velocity"

@@ -49,6 +49,8 @@ class StableDiffusion2(Family):
         aliases=("stable-diffusion-v2-512", "stable-diffusion-v2"),
         version="sd_v2_v",
     )
+    trainable_text = {"text_encoder": 0}
+    quantised = _ddpm.QUANTISED
     licence = "CreativeML Open RAIL++-M"
     size = "0.87B"
     predicts = "velocity, epsilon"

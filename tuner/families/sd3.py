@@ -118,6 +118,7 @@ class StableDiffusion3(Family):
         "all-linear": f"{ATTENTION}|{FEED_FORWARD}|{MODULATION}",
     }
     names = NAMES
+    trainable_text = {"text_encoder": 0, "text_encoder_2": 0}
     licence = "Stability AI Community"
     size = "2.0B, 2.5B (3.5 medium), 8.1B (3.5 large)"
     encoders = "CLIP-L, CLIP-G, T5-XXL"
@@ -166,6 +167,15 @@ class StableDiffusion3(Family):
             max_sequence_length=self.options.max_tokens,
         )
         return [{"embeds": e, "pooled": p} for e, p in zip(embeds, pooled, strict=True)]
+
+    def retell(self, parts: Parts, captions: Sequence[str], cond: Cond) -> Cond:
+        """See `Family.retell`: CLIP's tokens, padded to T5's width, and the summaries; T5's tokens stay."""
+        pipe, device = self.pipe(parts), parts["text_encoder"].device
+        told = [pipe._get_clip_prompt_embeds(list(captions), device=device, clip_model_index=i) for i in (0, 1)]
+        clip, cached = torch.cat([embeds for embeds, _ in told], -1), cond["embeds"]
+        clip = nn.functional.pad(clip, (0, cached.shape[-1] - clip.shape[-1]))
+        embeds = torch.cat([clip, cached[:, clip.shape[1] :]], 1)
+        return {**cond, "embeds": embeds, "pooled": torch.cat([pooled for _, pooled in told], -1)}
 
     def encode_settings(self) -> dict[str, Any]:
         """See `Family.encode_settings`."""

@@ -46,6 +46,8 @@ class StableDiffusionXL(Family):
         architecture="stable-diffusion-xl-v1-base",
         version="sdxl_base_v1-0",
     )
+    trainable_text = {"text_encoder": 1, "text_encoder_2": 0}  # of CLIP-L only the last layer but one is read
+    quantised = _ddpm.QUANTISED
     licence = "CreativeML Open RAIL++-M"
     size = "2.57B"
     predicts = "epsilon, velocity"

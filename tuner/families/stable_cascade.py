@@ -100,6 +100,7 @@ class StableCascade(Family):
         "all-linear": f"{ATTENTION}|{FEED_FORWARD}|{TOLD}",
     }
     names = NAMES
+    quantised = f"{ATTENTION}|{FEED_FORWARD}"
     licence = "Stability AI Non-Commercial Research Community"
     size = "3.6B"
     predicts = "epsilon"

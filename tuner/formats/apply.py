@@ -54,7 +54,7 @@ def _one(network: nn.Module, layer: Layer, applied: Applied) -> RemovableHandle:
     if weight.ndim < 2:
         raise ValueError(f"it changes the norm {layer.module}, which only baking it into a model can do")
     change = layer.delta(weight)
-    low = layer.kind == "lora" and not {"magnitude", "mid"} & set(layer.tensors) and weight.ndim == 2
+    low = layer.kind == "lora" and not {"magnitude", "base_magnitude", "mid"} & set(layer.tensors) and weight.ndim == 2
     kept = _factors(layer, weight) if low else (change.to(weight.device),)
     bias = layer.bias()
 

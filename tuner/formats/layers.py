@@ -23,6 +23,7 @@ class Layer:
     lora: down [r, in, ...], up [out, r, ...]; mid [r, r, kh, kw] (Tucker); magnitude [out] or [1, in, ...] (DoRA);
     bias [out].
     loha: w1_a w1_b w2_a w2_b, t1 t2. lokr: w1 or w1_a w1_b, w2 or w2_a w2_b, t2. Both: magnitude.
+    lora, loha, lokr: base_magnitude [out], as ComfyUI takes a magnitude, see `_over_base`.
     oft: blocks [n, s, s], rescale [out, 1, ...]. boft: blocks [stages, n, s, s], rescale. Their alpha is the limit of
     the rotation per output channel, 0 for none.
     glora: a1 [in, r], a2 [r, in], b1 [out, r], b2 [r, in, ...]. ia3: weight [out] or [in], and on_input (0 or 1).
@@ -59,6 +60,8 @@ class Layer:
         change = DELTAS[self.kind](self, tensors, base)
         if "magnitude" in tensors:
             change = _decomposed(_needed(self, base), change, tensors["magnitude"])
+        if "base_magnitude" in tensors:
+            change = _over_base(_needed(self, base), change, tensors["base_magnitude"])
         return change if base is None else change.reshape(base.shape)
 
     def bias(self) -> Tensor | None:
@@ -102,6 +105,13 @@ def _decomposed(base: Tensor, change: Tensor, magnitude: Tensor) -> Tensor:
     shape = [-1 if i == axis else 1 for i in range(base.ndim)]
     norm = torch.linalg.vector_norm(whole, dim=others, keepdim=True) + torch.finfo(whole.dtype).eps
     return magnitude.reshape(shape) * (whole / norm) - base
+
+
+def _over_base(base: Tensor, change: Tensor, magnitude: Tensor) -> Tensor:
+    """As `_decomposed`, but each row is divided by the length that it has in the base alone: ComfyUI's `dora_scale`."""
+    shape = [-1] + [1] * (base.ndim - 1)
+    norm = base.flatten(1).norm(dim=1) + torch.finfo(base.dtype).eps
+    return (magnitude.flatten() / norm).reshape(shape) * (base + change.reshape(base.shape)) - base
 
 
 def product(t: dict[str, Tensor]) -> Tensor:

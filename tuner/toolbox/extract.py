@@ -80,7 +80,7 @@ def extract(
     pairs = [(part, _pair(tuned, base, part)) for part in names]
     of, done = sum(len(a.entries) for _, (a, _) in pairs), 0
     for part, (new, old) in pairs:
-        kinds = dict(base.network(part).named_modules())
+        kinds = dict(base.outline(part).named_modules())
         for key in new.entries:
             done += 1
             say(done, of)

@@ -1,0 +1,313 @@
+"""Adapter files of every dialect read into layers; what was not understood is listed, never dropped."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ..errors import UserError
+from ..native import Names
+from . import file as opened
+from . import fuse
+from .layers import Contents, Kind, Layer
+from .places import Place, Places, Shapes
+
+NAME = r"(?:\.(?!weight$|bias$)[^.]+)?"
+"""PEFT puts the adapter's name into its keys when a whole state was saved."""
+SUFFIXES: tuple[tuple[re.Pattern[str], str, str], ...] = tuple(
+    (re.compile(pattern + "$"), kind, slot)
+    for pattern, kind, slot in (
+        (rf"(?:\.lora_down|[._]lora\.down|\.lora_linear_layer\.down|\.lora_A{NAME})\.weight", "lora", "down"),
+        (rf"(?:\.lora_up|[._]lora\.up|\.lora_linear_layer\.up|\.lora_B{NAME})\.weight", "lora", "up"),
+        (rf"(?:\.lora_up|\.lora_B{NAME})\.bias", "lora", "bias"),
+        (r"\.lora_mid\.weight", "lora", "mid"),
+        (rf"\.lora_magnitude_vector{NAME}(?:\.weight)?", "", "rows"),
+        (r"\.dora_scale", "", "magnitude"),
+        (r"\.alpha", "", "alpha"),
+        (rf"\.hada_(w[12]_[ab]|t[12]){NAME}", "loha", ""),
+        (rf"\.lokr_(w[12](?:_[ab])?|t2){NAME}", "lokr", ""),
+        (r"\.oft_(?:blocks|diag)", "oft", "blocks"),
+        (r"\.rescale", "oft", "rescale"),
+        (r"\.(a1|a2|b1|b2|bm)\.weight", "glora", ""),
+        (rf"\.ia3_l{NAME}", "ia3", "weight"),
+        (r"\.on_input", "ia3", "on_input"),
+        (r"\.(?:diff|w_norm)", "diff", "weight"),
+        (r"\.(?:diff_b|b_norm)", "diff", "bias"),
+    )
+)
+"""Ending of a key, the kind of adapter that it belongs to ("" for all), and what it holds (else the name it has)."""
+NEEDED = {
+    "lora": ({"down", "up"},),
+    "loha": ({"w1_a", "w1_b", "w2_a", "w2_b"},),
+    "lokr": ({"w1", "w2"}, {"w1", "w2_a", "w2_b"}, {"w1_a", "w1_b", "w2"}, {"w1_a", "w1_b", "w2_a", "w2_b"}),
+    "oft": ({"blocks"},),
+    "glora": ({"a1", "a2", "b1", "b2"},),
+    "ia3": ({"weight"},),
+    "diff": ({"weight"}, {"bias"}),
+}
+"""The sets of tensors of which a layer of each kind must have one whole."""
+PEFT_MARK = re.compile(r"\.lora_[AB]\b|\.ia3_l|\.lora_magnitude_vector")
+Metadata = Mapping[str, Any]
+
+
+@dataclass
+class Entry:
+    """All keys of one module in a file. tensors: kind → what it holds; `common` beside them, for all kinds."""
+
+    tensors: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    common: dict[str, Tensor] = field(default_factory=dict)
+    keys: dict[str, list[str]] = field(default_factory=dict)
+
+
+def read(path: Path, names: Names, networks: Mapping[str, Shapes]) -> Contents:
+    """The layers of an adapter file in any dialect, by diffusers' module names.
+
+    names: the family's. networks: part → its modules with their shapes (`places.shapes` of the live or an empty
+    network), the denoiser first; parts that are not given are not understood.
+
+    Raises `UserError` for a file that is no sound adapter, or of another model. Keys without a place are `leftover`.
+    """
+    return understood(opened.read(path), Places(names, networks))
+
+
+def understood(file: opened.File, places: Places, as_comfyui: bool = False) -> Contents:
+    """See `read`. as_comfyui: take `dora_scale` as ComfyUI does (see `layers.Layer`), not as everyone else."""
+    entries, leftover = grouped(file.tensors)
+    as_comfyui = as_comfyui or file.metadata.get(DORA_NORM) == "base"
+    stated = opened.settings(file)
+    contents, written = Contents([], file.metadata, leftover), Counter[str]()
+    for name, entry in entries.items():
+        found, dialect = places.candidates(name)
+        layers = list(_layers(name, entry, file.path))
+        if not found or not layers:
+            contents.leftover += [k for keys in entry.keys.values() for k in keys]
+            continue
+        used = {k for layer in layers for k in entry.keys[_family_kind(layer.kind)]}
+        contents.leftover += [k for kind, keys in entry.keys.items() if kind for k in keys if k not in used]
+        peft = any(PEFT_MARK.search(k) for k in used)
+        written[_dialect(dialect, peft)] += 1
+        for layer in layers:
+            place = _fitting(layer, found, file.path)
+            try:
+                own = fuse.apart(layer, place)
+            except ValueError as error:
+                raise UserError(f"{file.path}: {name}: {error}; use it where it was made for.") from None
+            if peft and layer.alpha is None:
+                own = [replace(o, alpha=alpha_of(stated, o.part, o.module, o.rank)) for o in own]
+            contents.layers += [_as_comfyui(o) if as_comfyui else o for o in own]
+    contents.dialect = written.most_common(1)[0][0] if written else ""
+    contents.leftover.sort()
+    return contents
+
+
+DORA_NORM = "dora_norm"
+"""Header of our ComfyUI files: their `dora_scale` is over the base's lengths, as ComfyUI takes it."""
+
+
+def _dialect(found: str, peft: bool) -> str:
+    return "diffusers, old keys" if found == "diffusers" and not peft else found
+
+
+def grouped(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Entry], list[str]]:
+    """The keys of a file by the module that they speak of, as it is called there; and those that end in nothing known.
+
+    This needs no model: it is also what can be said of a file alone.
+    """
+    entries: dict[str, Entry] = {}
+    leftover: list[str] = []
+    on_input = {k.removesuffix(".on_input") for k in tensors if k.endswith(".on_input")}
+    for key, value in tensors.items():
+        if key.removesuffix(".weight") in on_input:  # LyCORIS' IA3 calls its vector just `weight`
+            module, kind, slot = key.removesuffix(".weight"), "ia3", "weight"
+        else:
+            module, kind, slot = _ending(key)
+        if not slot:
+            leftover.append(key)
+            continue
+        entry = entries.setdefault(module, Entry())
+        entry.keys.setdefault(kind, []).append(key)
+        if kind:
+            entry.tensors.setdefault(kind, {})[slot] = value
+        else:
+            entry.common[slot] = value
+    return entries, leftover
+
+
+def _ending(key: str) -> tuple[str, str, str]:
+    for pattern, kind, slot in SUFFIXES:
+        if match := pattern.search(key):
+            return key[: match.start()], kind, slot or match.group(1)
+    return key, "", ""
+
+
+def _family_kind(kind: str) -> str:
+    return "oft" if kind == "boft" else kind
+
+
+def _layers(name: str, entry: Entry, path: Path) -> Iterator[Layer]:
+    """One layer per kind that is whole (a LoRA and the difference of a bias may stand together)."""
+    alpha = entry.common.get("alpha")
+    for kind, tensors in entry.tensors.items():
+        if not any(needed <= set(tensors) for needed in NEEDED[kind]):
+            continue
+        if any(0 in t.shape for t in tensors.values()):
+            raise UserError(f"{path}: {name} has rank 0, so it holds nothing; train it with a rank of 1 or more.")
+        stated = None if alpha is None or kind == "diff" else float(alpha.flatten()[0])
+        own = dict(tensors)
+        if kind in ("lora", "loha", "lokr"):
+            if "rows" in entry.common:
+                own["magnitude"] = entry.common["rows"].flatten()
+            elif "magnitude" in entry.common:
+                own["magnitude"] = entry.common["magnitude"]
+        shown: Kind = "boft" if kind == "oft" and own["blocks"].ndim == 4 else kind  # type: ignore[assignment]
+        if kind == "ia3" and "on_input" not in own:  # PEFT keeps the factor itself, LyCORIS what it has over 1
+            own["on_input"] = own["weight"].new_tensor(float(_over_input(own["weight"])))
+            own["weight"] = own["weight"].flatten() - 1
+        layer = Layer("", name, shown, own, stated)
+        _agree(layer, path)
+        yield layer
+
+
+def _over_input(vector: Tensor) -> bool:
+    """PEFT's IA3: [1, in] where it scales what comes in, [out, 1] where it scales the answer."""
+    return vector.ndim > 1 and vector.shape[0] == 1
+
+
+RANKS = {
+    "lora": (("up", 1, "down", 0),),
+    "loha": (("w1_a", 1, "w1_b", 0), ("w2_a", 1, "w2_b", 0)),
+    "lokr": (("w1_a", 1, "w1_b", 0), ("w2_a", 1, "w2_b", 0)),
+    "glora": (("a1", 1, "a2", 0), ("b1", 1, "b2", 0)),
+}
+"""The axes of a kind's factors that must be of one length."""
+
+
+def _agree(layer: Layer, path: Path) -> None:
+    """Raise `UserError` when factors do not fit each other, or nothing is left of them."""
+    if "mid" in layer.tensors or "t1" in layer.tensors or "t2" in layer.tensors or "bm" in layer.tensors:
+        pairs: tuple[tuple[str, int, str, int], ...] = ()
+    else:
+        pairs = RANKS.get(layer.kind, ())
+    for first, i, second, j in pairs:
+        if first in layer.tensors and second in layer.tensors:
+            a, b = layer.tensors[first].shape, layer.tensors[second].shape
+            if len(a) <= i or len(b) <= j or a[i] != b[j]:
+                raise UserError(
+                    f"{path}: the factors of {layer.module} have shapes {list(a)} and {list(b)}, whose ranks do not "
+                    "agree; the file is broken, fetch it again."
+                )
+    scaled = layer.kind in RANKS and layer.rank is not None
+    if scaled and layer.alpha == 0:
+        raise UserError(f"{path}: {layer.module} states alpha 0, so the adapter does nothing; set alpha to its rank.")
+    if scaled and layer.alpha is not None and not abs(layer.alpha) < float("inf"):
+        raise UserError(f"{path}: {layer.module} states alpha {layer.alpha}; the file is broken, fetch it again.")
+
+
+def weight_shape(layer: Layer) -> tuple[int, ...]:
+    """The shape of the weight that a layer changes, as far as its tensors tell: () where they do not."""
+    t = layer.tensors
+    if layer.kind == "lora":
+        rest = t["mid"].shape[2:] if "mid" in t else t["down"].shape[2:]
+        return t["up"].shape[0], t["down"].shape[1], *rest
+    if layer.kind == "loha":
+        across = "t1" in t
+        return t["w1_a"].shape[1 if across else 0], t["w1_b"].shape[1], *(t["t1"].shape[2:] if across else ())
+    if layer.kind == "lokr":
+        return _lokr_shape(t)
+    if layer.kind == "diff" and "weight" in t:
+        return tuple(t["weight"].shape)
+    return ()
+
+
+def _lokr_shape(t: Mapping[str, Tensor]) -> tuple[int, ...]:
+    first = t["w1"].shape if "w1" in t else (t["w1_a"].shape[0], t["w1_b"].shape[1])
+    if "w2" in t:
+        second = tuple(t["w2"].shape)
+    elif "t2" in t:
+        second = (t["w2_a"].shape[1], t["w2_b"].shape[1], *t["t2"].shape[2:])
+    else:
+        second = (t["w2_a"].shape[0], *t["w2_b"].shape[1:])
+    return first[0] * second[0], first[1] * second[1], *second[2:]
+
+
+def _fitting(layer: Layer, found: list[Place], path: Path) -> Place:
+    """The first place whose weight has the layer's shape (a 1x1 kernel may be written as a matrix)."""
+    shape = weight_shape(layer)
+    for place in found:
+        if not shape or _same(shape, place.shape):
+            return place
+    if layer.kind == "diff":
+        raise UserError(f"{path}: the difference {layer.module} has shape {list(shape)}; {_other(found[0])}")
+    raise UserError(f"{path}: {layer.module} changes a weight of shape {list(shape)}; {_other(found[0])}")
+
+
+def _same(given: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
+    total = [1, 1]
+    for i, shape in enumerate((given, wanted)):
+        for size in shape:
+            total[i] *= size
+    return given[0] == wanted[0] and total[0] == total[1]
+
+
+def _other(place: Place) -> str:
+    shape = list(place.shape)
+    return f"here it has {shape}, so the adapter was made for another model; choose an adapter of this family."
+
+
+def _as_comfyui(layer: Layer) -> Layer:
+    magnitude = layer.tensors.get("magnitude")
+    if magnitude is None or (magnitude.ndim > 1 and magnitude.shape[0] == 1):
+        return layer
+    kept = {k: v for k, v in layer.tensors.items() if k != "magnitude"}
+    return replace(layer, tensors={**kept, "base_magnitude": magnitude})
+
+
+def alpha_of(stated: Metadata, part: str, module: str, rank: int | None) -> float | None:
+    """The alpha that PEFT's settings give a module; with rsLoRA what gives the same scale as alpha / rank.
+
+    stated: the settings, each name behind `part.` or bare. A pattern holds for modules that end in it.
+    """
+    if rank is None:
+        return None
+    own = {k.removeprefix(f"{part}."): v for k, v in stated.items() if k.startswith(f"{part}.")}
+    settings: Metadata = own or {k: v for k, v in stated.items() if "." not in k}
+    alpha = settings.get("lora_alpha", settings.get("alpha"))
+    for pattern, value in (settings.get("alpha_pattern") or {}).items():
+        if re.match(rf"(.*\.)?({pattern})$", module):
+            alpha = value
+            break
+    if alpha is None:
+        return None
+    return float(alpha) * (rank**0.5 if settings.get("use_rslora") else 1.0)
+
+
+def matched(contents: Contents, path: Path, family: str) -> Contents:
+    """The same. Raises `UserError` when not one key has a place in this model."""
+    if not contents.layers:
+        first = contents.leftover[0] if contents.leftover else "no key"
+        raise UserError(
+            f"{path} does not fit {family}: none of its {len(contents.leftover)} keys has a place there ({first} ...); "
+            "choose an adapter of this family."
+        )
+    return contents
+
+
+def told(contents: Contents, path: Path) -> str:
+    """A sentence about keys that were not understood, "" without any."""
+    if not contents.leftover:
+        return ""
+    count, shown = len(contents.leftover), ", ".join(contents.leftover[:4])
+    more = " ..." if count > 4 else ""
+    verb = "key has" if count == 1 else "keys have"
+    return (
+        f"{count} {verb} no place in this model and {'is' if count == 1 else 'are'} left out of {path}: {shown}{more}"
+    )
+
+
+Reader = Callable[[Path], Contents]
