@@ -1,4 +1,4 @@
-"""`python -m tuner`: run, resume, check, cache, caption, sample, describe, demo and app.
+"""`python -m tuner`: run, resume, check, cache, caption, sample, lora, describe, demo and app.
 
 Exit code 0: done. 1: the user must change something; one sentence on stderr says what. 2: we failed.
 """
@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 from . import __version__, recipe
 from .errors import Problem, UserError
 from .home import package_recipes, runs_folder
+from .toolbox import commands as toolbox
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -111,6 +112,8 @@ def _others(command: Command) -> None:
     sub = command("sample", sample, "Draw pictures with a base model and adapters side by side.")
     sub.add_argument("request", type=Path, help="a request file (YAML)")
     sub.add_argument("--out", type=Path, required=True, help="folder for the pictures")
+    sub = command("lora", toolbox.run, "Inspect, convert, merge, resize, extract and bake adapter files.")
+    toolbox.add(sub)
     sub = command("describe", describe, "List families, techniques and settings.")
     sub.add_argument("--markdown", action="store_true", help="the tables of the README")
     sub.add_argument("--json", action="store_true", help="JSON (the default)")

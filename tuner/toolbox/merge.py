@@ -55,10 +55,11 @@ def merge(
     dtype: of what is made, the widest of the inputs' by default; its rounding is part of the error.
     """
     wide = dtype or dtype_of(layer for layers, _ in inputs for layer in layers)
-    groups: dict[tuple[str, str], list[tuple[Layer, float]]] = {}
+    groups: dict[tuple[str, str, bool], list[tuple[Layer, float]]] = {}
     for layers, strength in inputs:
         for layer in layers:
-            groups.setdefault((layer.part, layer.module), []).append((layer, strength))
+            alone = layer.kind == "diff" and "weight" not in layer.tensors  # a bias may stand beside a LoRA
+            groups.setdefault((layer.part, layer.module, alone), []).append((layer, strength))
     done: list[Layer] = []
     kept: list[Kept] = []
     for group in groups.values():
