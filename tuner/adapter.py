@@ -5,11 +5,12 @@ from __future__ import annotations
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
+from .formats.layers import Layer
 from .source import Source
 
 
@@ -59,6 +60,15 @@ class Adapter(Protocol):
 
         source: the base model. pipeline: the family's official pipeline class.
         """
+        ...
+
+
+@runtime_checkable
+class Layered(Protocol):
+    """An adapter that is a change of modules, and so can be written in every format of adapter files."""
+
+    def layers(self) -> list[Layer]:
+        """What it says of each module as it stands: on the CPU, in float32."""
         ...
 
 

@@ -13,8 +13,9 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch import Tensor
 
-from . import adapters, device, optimizers, quantise
-from .adapter import Adapter, Written
+from . import adapters, device, export, optimizers, provenance, quantise
+from .adapter import Adapter, Layered, Written
+from .adapters import lora
 from .data import cache, fill, loader, tensor
 from .errors import UserError, stop_on_errors
 from .extension import Context, Stack
@@ -259,9 +260,38 @@ def _validator(
     return Validator(trainer, spec, ready.source, items, conds, negative, dtype, sample_pictures(ready), fps)
 
 
-def exported(job: Job, ready: Prepared, folder: Path) -> list[Written]:
+def exported(job: Job, ready: Prepared, folder: Path, say: Say) -> list[Written]:
     """Write the result below `folder/export`; what EMA averaged is what is written."""
-    with optimizers.evaluation(job.trainer.optimizer), job.trainer.stack.sampling():
-        (folder / "export").mkdir(exist_ok=True)
-        pipeline = type(job.trainer.family.pipe(job.trainer.parts))
-        return job.trainer.adapter.export(folder / "export", ready.source, pipeline)
+    trainer = job.trainer
+    with optimizers.evaluation(trainer.optimizer), trainer.stack.sampling():
+        facts = provenance.known(folder, ready.recipe, ready.family)
+        return write(trainer, ready, folder / "export", facts, say)
+
+
+def write(trainer: Trainer, ready: Prepared, folder: Path, facts: dict[str, str], say: Say) -> list[Written]:
+    """Write what trains below `folder`, in every format that the recipe asks for; the main file first."""
+    folder.mkdir(parents=True, exist_ok=True)
+    pipeline = type(trainer.family.pipe(trainer.parts))
+    adapter, network = trainer.adapter, trainer.parts.network
+    if not isinstance(adapter, Layered):
+        return adapter.export(folder, ready.source, pipeline)
+    layers, save, family = adapter.layers(), ready.recipe.save, ready.family
+    networks = {
+        layers[0].part if trainer.parts.denoiser.startswith(layers[0].part) else trainer.parts.denoiser: network
+    }
+    networks |= getattr(adapter, "encoders", {})
+    order = export.Order(
+        folder,
+        ready.recipe.name,
+        family.named(ready.source.config(family.denoiser)),
+        networks,
+        pipeline,
+        lora.layout(pipeline, network),
+        tuple(save.formats),
+        save.precision,
+        save.metadata,
+        facts,
+        lambda text: say("note", where="save.formats", text=text),
+        adapter.loads_in() if hasattr(adapter, "loads_in") else ("lycoris-lora",),
+    )
+    return export.files(layers, order)

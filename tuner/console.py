@@ -68,7 +68,7 @@ def sentence(event: dict[str, Any]) -> str:
     if kind == "sample" and event.get("files"):
         return f"Samples of step {event['step']}: {len(event['files'])} pictures in {event['folder']}"
     if kind == "export":
-        return f"Exported {event['path']} (opened again and compared: equal)"
+        return "\n".join(map(_written, event.get("files") or [event]))
     if kind == "stopped" and "step" not in event:
         return f"Stopped: {event['folder']}"
     if kind == "stopped":
@@ -77,3 +77,12 @@ def sentence(event: dict[str, Any]) -> str:
     if kind == "finished":
         return f"Finished in {event['seconds']:.0f} s: {event['folder']}"
     return ""
+
+
+def _written(file: dict[str, Any]) -> str:
+    """One exported file: where it loads, or what is wrong with it."""
+    if problems := file.get("problems"):
+        return f"Exported {file['path']}, but it does NOT load as it was trained: {'; '.join(problems)}"
+    readers = ", ".join(file.get("loads_in", ()))
+    checked = "opened again and compared: equal"
+    return f"Exported {file['path']} ({f'loads in {readers}; ' if readers else ''}{checked})"

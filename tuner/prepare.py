@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from . import adapters, device, extensions, families, optimizers, quantise
+from . import adapters, device, export, extensions, families, optimizers, quantise
 from .data import index, plan, sampler
 from .data.item import Kind
 from .device import Device
@@ -213,6 +213,7 @@ def _settings(ready: Prepared) -> Iterator[Problem]:
     yield from _sample_settings(ready)
     yield from _media_settings(ready)
     yield from _idle(ready)
+    yield from _formats(ready)
     if reason := adapters.refuses(ready.family, recipe):
         yield Problem("error", "adapter", reason)
     if reason := ready.family.refuses(recipe):
@@ -227,6 +228,15 @@ def _targets(ready: Prepared) -> Iterator[Problem]:
     if isinstance(targets, str) and targets not in presets:
         text = f"adapter.targets is {targets!r}; {ready.family.name} has the presets {', '.join(presets)}; choose one."
         yield Problem("error", "adapter.targets", text, {"adapter.targets": "default"})
+
+
+def _formats(ready: Prepared) -> Iterator[Problem]:
+    save, family = ready.recipe.save, ready.family
+    for text in export.checked(save.formats, family.names):
+        yield Problem("error", "save.formats", text, {"save.formats": []})
+    if save.formats and ready.recipe.adapter.kind == "full":
+        text = "save.formats is of adapters, but adapter.kind=full writes a whole model; remove it."
+        yield Problem("error", "save.formats", text, {"save.formats": []})
 
 
 def _text(ready: Prepared) -> Iterator[Problem]:

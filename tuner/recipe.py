@@ -465,11 +465,27 @@ class ValidateSpec(Model):
     )
 
 
+Format = Literal["diffusers", "comfyui", "kohya", "lycoris"]
+
+
 class SaveSpec(Model):
-    """Checkpoints."""
+    """Checkpoints, and the files that come out in the end."""
 
     every: int = setting(250, "Steps between checkpoints; there is always one at the end", ge=1)
     keep: int = setting(3, "How many checkpoints are kept; the newest stay", ge=1)
+    formats: list[Format] = setting(
+        [], "Programs for which the adapter is written; empty: all that exist for the family, each opened and checked"
+    )
+    precision: Literal["fp32", "bf16", "fp16"] = setting(
+        "fp32",
+        "Number format of the written adapter. fp32 is exactly what trained, and stays so when merged, resized or "
+        "converted; bf16 and fp16 halve the file and round each value by up to 0.4 % and 0.05 %",
+    )
+    metadata: Literal["full", "share", "minimal"] = setting(
+        "full",
+        "What the file tells of the training: everything; without names of folders, captions, comments and times; or "
+        "only what other programs need to load it",
+    )
 
 
 class ExtensionSpec(BaseModel):

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from filelock import FileLock, Timeout
 
-from . import assemble, checkpoint, device, optimizers, prepare, recipe
+from . import assemble, checkpoint, device, optimizers, prepare, provenance, recipe
 from .adapter import Written
 from .console import Console
 from .errors import UserError
@@ -159,6 +159,7 @@ def train(wanted: Recipe, folder: Path, say: Callable[..., Any], controls: Contr
         if problem.level != "error":
             say(problem.level, where=problem.where, text=problem.text)
     _keep(ready.recipe, folder)
+    provenance.keep(ready, folder)
     job = assemble.build(ready, say)
     run = Run(ready, job, folder, say)
     say("hooks", hooks=job.trainer.stack.hooks())
@@ -173,6 +174,18 @@ def _keep(resolved: Recipe, folder: Path) -> None:
     with checkpoint.enough_space(folder, 0):
         partial.write_text(recipe.dump(resolved), encoding="utf-8")
         partial.replace(folder / "recipe.yaml")
+
+
+def told(files: list[Written], folder: Path) -> dict[str, Any]:
+    """What the `export` event says: `path` is the main file's, `verified` holds for all."""
+    said = [
+        {
+            "path": str(f.path.relative_to(folder)), "format": f.format, "loads_in": list(f.loads_in),
+            "problems": list(f.problems),
+        }
+        for f in files
+    ]  # fmt: skip
+    return {"path": said[0]["path"], "verified": not any(f.problems for f in files), "files": said}
 
 
 @dataclass
@@ -209,20 +222,9 @@ class Run:
             return "stopped"
         self.say("phase", name="export", done=0, of=0)
         with checkpoint.enough_space(self.folder, 0):
-            files = assemble.exported(self.job, self.ready, self.folder)
-        self._tell(files)
+            files = assemble.exported(self.job, self.ready, self.folder, self.say)
+        self.say("export", **told(files, self.folder))
         return "finished"
-
-    def _tell(self, files: list[Written]) -> None:
-        """The `export` event: `path` and `verified` are of the main file."""
-        said = [
-            {
-                "path": str(f.path.relative_to(self.folder)), "format": f.format, "loads_in": list(f.loads_in),
-                "problems": list(f.problems),
-            }
-            for f in files
-        ]  # fmt: skip
-        self.say("export", path=said[0]["path"], verified=not any(f.problems for f in files), files=said)
 
     def _due(self) -> bool:
         spec = self.ready.recipe.validation

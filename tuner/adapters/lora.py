@@ -20,6 +20,8 @@ from torch import Tensor, nn
 from ..adapter import Written, on_cpu, take
 from ..errors import UserError
 from ..family import Family
+from ..formats import live
+from ..formats.layers import Layer
 from ..recipe import LoraSpec, Recipe
 from ..source import Source
 from ..types import Parts
@@ -42,9 +44,9 @@ class Lora:
             self.denoiser.add_adapter(self.config)  # pyrefly: ignore[not-callable]
         else:  # networks of diffusers without its PeftAdapterMixin
             peft.inject_adapter_in_model(self.config, self.denoiser)
-        self.layers = [m for m in denoiser.modules() if isinstance(m, LoraLayer)]
-        if len(self.layers) != len(layers):
-            raise AssertionError(f"peft attached to {len(self.layers)} layers, {len(layers)} were asked for")
+        self.modules = [m for m in denoiser.modules() if isinstance(m, LoraLayer)]
+        if len(self.modules) != len(layers):
+            raise AssertionError(f"peft attached to {len(self.modules)} layers, {len(layers)} were asked for")
         self.names = {n: self._stable(n) for n, p in denoiser.named_parameters() if p.requires_grad}
         for p in self.parameters():
             p.data = p.data.float()
@@ -60,24 +62,24 @@ class Lora:
     @contextmanager
     def scaled(self, strength: float) -> Iterator[None]:
         """See `Adapter.scaled`."""
-        kept = [dict(layer.scaling) for layer in self.layers]
-        for layer, scaling in zip(self.layers, kept, strict=True):
+        kept = [dict(layer.scaling) for layer in self.modules]
+        for layer, scaling in zip(self.modules, kept, strict=True):
             layer.scaling = {k: v * strength for k, v in scaling.items()}
         try:
             yield
         finally:
-            for layer, scaling in zip(self.layers, kept, strict=True):
+            for layer, scaling in zip(self.modules, kept, strict=True):
                 layer.scaling = scaling
 
     @contextmanager
     def disabled(self) -> Iterator[None]:
         """See `Adapter.disabled`."""
-        for layer in self.layers:
+        for layer in self.modules:
             layer.enable_adapters(False)
         try:
             yield
         finally:
-            for layer in self.layers:
+            for layer in self.modules:
                 layer.enable_adapters(True)
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -89,6 +91,10 @@ class Lora:
         """See `Adapter.load_state_dict`."""
         back = {stable: name for name, stable in self.names.items()}
         take(self.denoiser, {back.get(k, k): v for k, v in state.items()}, set(self.names))
+
+    def layers(self) -> list[Layer]:
+        """See `Layered.layers`."""
+        return list(live.from_peft(self.denoiser, self.part))
 
     def metadata(self) -> dict[str, str]:
         """What diffusers reads from the header: without it a file whose alpha is not its rank loads wrongly."""

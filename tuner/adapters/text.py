@@ -16,7 +16,7 @@ from peft.tuners.lora import LoraLayer
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from ..adapter import Adapter, Written, on_cpu
+from ..adapter import Adapter, Layered, Written, on_cpu
 from ..family import Family
 from ..formats.layers import Layer
 from ..libraries import diffusers
@@ -178,6 +178,15 @@ class WithText:
         with torch.no_grad():
             for name, p in own.items():
                 p.copy_(state[name])
+
+    @property
+    def encoders(self) -> dict[str, nn.Module]:
+        """Part → text encoder that trains."""
+        return self.text.encoders
+
+    def layers(self) -> list[Layer]:
+        """See `Layered.layers`; the denoiser's first."""
+        return [*(self.inner.layers() if isinstance(self.inner, Layered) else []), *self.text.layers()]
 
     def metadata(self) -> dict[str, str]:
         """See `Adapter.metadata`."""

@@ -29,7 +29,7 @@ TARGETS = {
     "diffusers": ("diffusers",),
     "comfyui": ("ComfyUI",),
     "kohya": ("kohya-style tools",),
-    "lycoris": ("LyCORIS",),
+    "lycoris": ("lycoris-lora",),
 }
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
-from .dialects import DORA_NORM
+from .dialects import DORA_NORM, weight_shape
 from .file import METADATA
 from .fuse import Weight, together
 from .layers import Layer
@@ -55,7 +55,7 @@ def exact(tensors: dict[str, Tensor], precision: str) -> dict[str, Tensor]:
 # -- diffusers ---------------------------------------------------------------------------------------------------------
 
 
-def diffusers(layers: Sequence[Layer], layout: Layout) -> Sheet:
+def diffusers(layers: Sequence[Layer], layout: Layout, places: Places) -> Sheet:
     """PEFT's keys; ranks, alphas and DoRA stand in the header, by which diffusers loads mixed ones as they are.
 
     layout: who reads the file, and so what stands before the names. Raises `UserError` for what is no LoRA.
@@ -71,11 +71,13 @@ def diffusers(layers: Sequence[Layer], layout: Layout) -> Sheet:
     config: dict[str, Any] = {}
     for part in dict.fromkeys(layer.part for layer in layers):
         own = [layer for layer in layers if layer.part == part]
-        config = settings(own)
+        text = part in places.text
+        config = settings(own, text)
         stated |= {f"{part}.{k}" if layout == "pipeline" else k: v for k, v in config.items()}
         before = {"pipeline": f"{part}.", "network": "", "peft": "base_model.model."}[layout]
         for layer in own:
-            tensors |= {f"{before}{layer.module}.{key}": value for key, value in _peft_keys(layer)}
+            name = published(layer.module, places.networks[part]) if text else layer.module
+            tensors |= {f"{before}{name}.{key}": value for key, value in _peft_keys(layer)}
     header = {"format": "pt", METADATA: json.dumps(stated, default=str)}
     return Sheet(tensors, header, {**config, "base_model_name_or_path": None} if layout == "peft" else None)
 
@@ -99,17 +101,22 @@ def _peft_keys(layer: Layer) -> Iterator[tuple[str, Tensor]]:
         yield "lora_magnitude_vector", vector if t["down"].ndim == 2 else vector.reshape(1, -1, 1, 1)
 
 
-def settings(layers: Sequence[Layer]) -> dict[str, Any]:
-    """PEFT's configuration of these layers: the commonest rank and alpha, and by full name where a layer has others."""
+def settings(layers: Sequence[Layer], text: bool = False) -> dict[str, Any]:
+    """PEFT's configuration of these layers: the commonest rank and alpha, and by full name where a layer has others.
+
+    text: of a text encoder, whose modules begin with `text_model.` in some releases of transformers; PEFT finds them
+    by how they end.
+    """
+    layers = [replace(one, module=one.module.removeprefix("text_model.")) for one in layers] if text else layers
     ranks = {layer.module: layer.rank or 1 for layer in layers}
     alphas = {layer.module: layer.scale * ranks[layer.module] for layer in layers}
+    bound = "" if text else "^"  # peft lets a pattern match endings too
     rank, alpha = (Counter(v.values()).most_common(1)[0][0] for v in (ranks, alphas))
     config = peft.LoraConfig(
         r=rank,
         lora_alpha=_number(alpha),
-        # peft lets a pattern match endings too, so that it is bound to the beginning
-        rank_pattern={f"^{m}": r for m, r in ranks.items() if r != rank},
-        alpha_pattern={f"^{m}": _number(a) for m, a in alphas.items() if a != alpha},
+        rank_pattern={f"{bound}{m}": r for m, r in ranks.items() if r != rank},
+        alpha_pattern={f"{bound}{m}": _number(a) for m, a in alphas.items() if a != alpha},
         target_modules=sorted(ranks),
         use_dora=any("magnitude" in layer.tensors for layer in layers),
         lora_bias=any("bias" in layer.tensors for layer in layers),
@@ -271,5 +278,5 @@ def _lengths(value: Tensor, layer: Layer) -> Tensor:
     """DoRA's lengths as LyCORIS keeps them: [out, 1, ...] by rows, [1, in, ...] by columns."""
     if value.ndim > 1 and value.shape[0] == 1:
         return value
-    axes = layer.tensors["down"].ndim if layer.kind == "lora" else 2
+    axes = len(weight_shape(layer))
     return value.reshape(-1, *[1] * (axes - 1))

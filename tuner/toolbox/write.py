@@ -13,11 +13,11 @@ from torch import Tensor
 
 from ..adapters import lora
 from ..errors import UserError
-from ..formats import verify, write
+from ..formats import metadata, verify, write
 from ..formats.layers import Contents, Layer
 from . import place
 from .kept import Kept
-from .metadata import Mode, kept
+from .metadata import kept
 from .model import Model
 
 CODES = {"torch.float32": "fp32", "torch.bfloat16": "bf16", "torch.float16": "fp16"}
@@ -31,7 +31,7 @@ class Order:
 
     to: str
     precision: str
-    metadata: Mode = "full"
+    metadata: metadata.Choice = "full"
 
 
 def dialect(contents: Contents) -> str:
@@ -52,7 +52,7 @@ def adapter(layers: Sequence[Layer], model: Model, target: Path, order: Order, s
     network = model.networks[model.family.denoiser]
     layout = lora.layout(model.pipeline, network)
     if order.to == "diffusers":
-        sheet = write.diffusers(layers, layout)
+        sheet = write.diffusers(layers, layout, model.places)
     else:
         if order.to == "comfyui" and not model.places.names.comfy:
             raise UserError(f"ComfyUI does not read adapters of {model.family.name}; take --to diffusers.")
@@ -65,7 +65,9 @@ def adapter(layers: Sequence[Layer], model: Model, target: Path, order: Order, s
             f"{lora.PEFT_FILE}, or take another dialect with --to."
         )
     tensors = write.exact(sheet.tensors, order.precision)
-    header = {**kept(said, order.metadata, layers), "format": "pt", **sheet.metadata}
+    facts = kept(said, order.metadata)
+    told = metadata.header(tensors, layers, model.places.names, facts, order.metadata)
+    header = {"format": "pt", **told, **sheet.metadata}
     with place.new(target, sum(v.nbytes for v in tensors.values())) as partial:
         save_file(tensors, partial, header)
         if sheet.config is not None:
