@@ -59,6 +59,18 @@ def dora(module: str, shape: tuple[int, ...], rank: int, seed: int = 0) -> Layer
     )
 
 
+def on_base(module: str, size: int) -> list[Layer]:
+    """A layer of each kind whose change depends on a square base weight, beside DoRA: OFT, GLoRA, IA3."""
+    skew = rand(size // 4, 4, 4, seed=1) * 0.1
+    pairs = ("a1", (size, 2)), ("a2", (2, size)), ("b1", (size, 2)), ("b2", (2, size))
+    kinds: dict[str, dict[str, Tensor]] = {
+        "oft": {"blocks": skew},
+        "glora": {name: rand(*shape, seed=i) * 0.1 for i, (name, shape) in enumerate(pairs)},
+        "ia3": {"weight": rand(size, seed=9) * 0.1, "on_input": torch.tensor(1)},
+    }
+    return [Layer("transformer", module, kind, tensors) for kind, tensors in kinds.items()]  # pyrefly: ignore
+
+
 def close(a: Tensor, b: Tensor, tolerance: float = 1e-6) -> None:
     """Equal but for rounding, measured against the size of what is compared."""
     scale = max(b.abs().max().item(), 1e-6)

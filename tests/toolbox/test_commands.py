@@ -9,13 +9,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from diffusers import DiffusionPipeline
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from tests.toolbox import made
-from tests.toolbox.test_models import adapter, hashes
+from tests.toolbox.test_models import adapter, draw, hashes
 from tuner.__main__ import main
 from tuner.formats.layers import Layer
 from tuner.source import Source
@@ -262,6 +264,19 @@ def test_extract_and_bake_on_the_command_line(tool, file, tiny, tmp_path: Path) 
     name = "down_blocks.0.attentions.0.transformer_blocks.0.norm1"
     got = deltas(tmp_path / "all.safetensors", "sd1", folder)["unet", name]
     made.close(got, new[f"{name}.weight"] - old[f"{name}.weight"])
+
+
+@pytest.mark.parametrize("family", ["sd1", "flux1"])
+def test_baked_is_what_the_official_loader_shows(tool, file, tmp_path: Path, family: str) -> None:
+    path, _, folder = file(family)
+    pipe = DiffusionPipeline.from_pretrained(folder)
+    base = draw(pipe)
+    pipe.load_lora_weights(str(path.parent), weight_name=path.name)
+    wanted = draw(pipe)
+    assert tool("bake", path, folder, tmp_path / "baked", "--family", family)[0] == 0
+    got = draw(DiffusionPipeline.from_pretrained(tmp_path / "baked"))
+    assert np.abs(wanted - base).max() > 2 / 255
+    assert np.abs(got - wanted).max() <= 1 / 255
 
 
 def test_reports_are_text_on_a_terminal(tool, file, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:

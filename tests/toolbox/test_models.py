@@ -27,7 +27,8 @@ from tuner.toolbox.extract import How, extract
 from tuner.toolbox.lowrank import Cut
 from tuner.toolbox.weights import Weights
 
-TEXT = {"text_encoder": 0.3}
+STRENGTHS = [1.0, -0.5, 0.1, 0.5, -1.0, 2.0]
+"""Of a DoRA, a LoKr, a LoHa, an OFT, a GLoRA and an IA3."""
 
 
 def hashes(folder: Path) -> dict[str, str]:
@@ -136,13 +137,14 @@ def test_every_kind_is_baked_and_order_does_not_matter(tiny, tmp_path: Path) -> 
     weight = weights(source.folder, "transformer")[f"{name}.weight"]
     shape = tuple(weight.shape)
     kinds = [made.dora(name, shape, 2), made.lokr(name, shape), made.loha(name, shape, 2)]
+    kinds += made.on_base(name, shape[0])
     norm = Layer("transformer", "transformer_blocks.0.attn.norm_q", "diff", {"weight": made.rand(16, seed=1)})
     bias = Layer("transformer", name, "diff", {"bias": made.rand(shape[0], seed=2)})
-    wanted = [([one], s) for one, s in zip([*kinds, norm, bias], [1.0, -0.5, 0.1, 2.0, 1.0], strict=True)]
+    wanted = [([one], s) for one, s in zip([*kinds, norm, bias], [*STRENGTHS, 2.0, 1.0], strict=True)]
     bake(wanted, source, tmp_path / "a")
     bake(wanted[::-1], source, tmp_path / "b")
     got = weights(tmp_path / "a", "transformer")
-    expected = weight + kinds[0].delta(weight) - 0.5 * kinds[1].delta() + 0.1 * kinds[2].delta()
+    expected = weight + sum(s * one.delta(weight) for one, s in zip(kinds, STRENGTHS, strict=True))
     made.close(got[f"{name}.weight"], expected)
     before = weights(source.folder, "transformer")
     made.close(got[f"{name}.bias"], before[f"{name}.bias"] + bias.tensors["bias"])
