@@ -1,4 +1,4 @@
-"""`python -m tuner`: run, resume, check, cache, caption, sample, export, describe, demo and app.
+"""`python -m tuner`: run, resume, check, cache, caption, sample, export, lora, describe, demo and app.
 
 Exit code 0: done. 1: the user must change something; one sentence on stderr says what. 2: we failed.
 """
@@ -18,6 +18,7 @@ from typing import Any, NoReturn, get_args
 from . import __version__, recipe
 from .errors import Problem, UserError
 from .home import package_recipes, runs_folder
+from .toolbox import commands as toolbox
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -117,6 +118,8 @@ def _others(command: Command) -> None:
     sub.add_argument("--precision", choices=("fp32", "bf16", "fp16"), help="number format of the file")
     sub.add_argument("--metadata", choices=("full", "share", "minimal"), help="what the file tells of the training")
     sub.add_argument("--out", type=Path, help="folder (default: RUN/export, or RUN/export/step-000050)")
+    sub = command("lora", toolbox.run, "Inspect, convert, merge, resize, extract and bake adapter files.")
+    toolbox.add(sub)
     sub = command("describe", describe, "List families, techniques and settings.")
     sub.add_argument("--markdown", action="store_true", help="the tables of the README")
     sub.add_argument("--json", action="store_true", help="JSON (the default)")

@@ -88,26 +88,27 @@ def _flush(path: Path) -> None:
 
 
 @contextmanager
-def enough_space(folder: Path, needed: int) -> Iterator[None]:
-    """Turn a full disk into a sentence, before writing where the size is known, else when it happens."""
+def enough_space(folder: Path, needed: int, way: str = "") -> Iterator[None]:
+    """Turn a full disk into a sentence, before writing where the size is known, else when it happens.
+
+    way: what to do once there is space; a run is resumed.
+    """
     free = shutil.disk_usage(folder).free
     if free < needed:
-        raise _full(folder, f"{needed / 1e6:.0f} MB are needed and {free / 1e6:.0f} MB are free")
+        raise _full(folder, f"{needed / 1e6:.0f} MB are needed and {free / 1e6:.0f} MB are free", way)
     try:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise _full(folder, "the disk is full") from error
+            raise _full(folder, "the disk is full", way) from error
         raise
     except Exception as error:
         # safetensors and torch wrap the system's error into their own
         if "No space left" in str(error) or "os error 28" in str(error) or "PytorchStreamWriter" in str(error):
-            raise _full(folder, "the disk is full") from error
+            raise _full(folder, "the disk is full", way) from error
         raise
 
 
-def _full(folder: Path, why: str) -> UserError:
-    return UserError(
-        f"There is no space left to write in {folder} ({why}); free some space, then go on with "
-        f"`python -m tuner resume {folder}`. Earlier checkpoints are untouched."
-    )
+def _full(folder: Path, why: str, way: str) -> UserError:
+    way = way or f"go on with `python -m tuner resume {folder}`. Earlier checkpoints are untouched."
+    return UserError(f"There is no space left to write in {folder} ({why}); free some space, then {way}")

@@ -140,6 +140,22 @@ class Source:
             first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise UserError(f"source {self.name}: {part} has no usable configuration ({first}).") from error
 
+    def component(self, part: str) -> Path:
+        """The folder of a component with its weights. Raises `UserError` when the model has none."""
+        if not self.has(part):
+            raise UserError(f"source {self.name} has no {part} in its model_index.json.")
+        self._want(part)
+        if not (self.folder / part).is_dir():
+            raise UserError(f"source {self.name} lacks the folder {part}/; download the whole model.")
+        return self.folder / part
+
+    def whole(self) -> Path:
+        """The folder with every component's files on this disk."""
+        for part in self.index:
+            if self.has(part):
+                self._want(part)
+        return self.folder
+
     def file(self, name: str) -> Path | None:
         """A file at the top of the model that belongs to no component, None when there is none."""
         if self.hub_id:
