@@ -636,7 +636,9 @@ def test_a_resumed_run_is_the_same_to_the_last_bit(
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(settings))
     out = tmp_path / "run"
     assert main(["run", str(tmp_path / "recipe.yaml"), "--out", str(out)]) == 0
-    last, exported = out / "checkpoints" / "step-000006", next((out / "export" / "lycoris").iterdir())
+    last = out / "checkpoints" / "step-000006"
+    [written] = [e for e in follow(out / "events.jsonl")[0] if e["kind"] == "export"]
+    exported = out / written["path"]
     kept = tmp_path / "kept"
     last.rename(kept)
     file = load_file(exported)

@@ -370,8 +370,9 @@ class Reader:
 
 
 KOHYA = ("lora_down", "lora_up")
-# it takes input_blocks_10 for input_blocks_1; the converter of checkpoints, above, does not
-TENTH = r"down_blocks\.3\..*|up_blocks\.3\.(resnets|attentions)\.[12]\..*"
+# it takes input_blocks_10 for input_blocks_1, and looks for every upsampler behind an attention, which the first block
+# upwards has not; the converter of checkpoints, above, does neither
+TENTH = r"down_blocks\.3\..*|up_blocks\.3\.(resnets|attentions)\.[12]\..*|up_blocks\.0\.upsamplers\..*"
 
 
 def unet(state: dict[str, Tensor], config: dict[str, Any]) -> dict[str, Tensor]:
