@@ -63,7 +63,8 @@ def _int8_bnb(layer: nn.Linear, dtype: torch.dtype) -> nn.Module:
     bnb = libraries.bitsandbytes()
     sizes = (layer.in_features, layer.out_features, layer.bias is not None)
     made = bnb.nn.Linear8bitLt(*sizes, has_fp16_weights=False, device="meta")
-    made.weight = bnb.nn.Int8Params(layer.weight.data, requires_grad=False, has_fp16_weights=False)
+    # bitsandbytes rounds a weight only on its way from the CPU to the device
+    made.weight = bnb.nn.Int8Params(layer.weight.data.cpu(), requires_grad=False, has_fp16_weights=False)
     made.bias = layer.bias
     return made.to(layer.weight.device)
 

@@ -36,6 +36,7 @@ import yaml
 
 from tests.tiny import build
 from tuner import assemble, device, prepare, quantise
+from tuner.assistants import Assistants
 from tuner.recipe import load
 from tuner.run import Run
 from tuner.types import Batch, generator
@@ -120,7 +121,9 @@ class Bench:
         """A run with its model built."""
         dtype = device.storage(ready.recipe, ready.device)
         trainer = assemble.load_trainer(ready, dtype, say)
-        return Run(ready, assemble.Job(trainer, None, None), self.folder / "run", lambda *_, **__: None)  # pyrefly: ignore[bad-argument-type]
+        none = Assistants((), ready.family, ready.source, trainer.parts.network)
+        job = assemble.Job(trainer, None, None, none)  # pyrefly: ignore[bad-argument-type]
+        return Run(ready, job, self.folder / "run", lambda *_, **__: None)
 
     def row(self, method: str, checkpointing: bool) -> dict[str, Any]:
         """Train, resume, export."""
@@ -153,7 +156,7 @@ class Bench:
         again.restore(sorted((self.folder / "run" / "checkpoints").iterdir())[-1])
         row["resume"] = abs(self.step(again.job.trainer, times) - straight) / straight
         (self.folder / "run" / "export").mkdir(exist_ok=True)
-        written = assemble.exported(again.job, ready, self.folder / "run")
+        written = assemble.exported(again.job, ready, self.folder / "run", say)
         row["export"] = [p for w in written for p in w.problems] or "ok"
         if method == "none":
             self.plain[str(checkpointing)] = {**row, "answer": answer.cpu()}
