@@ -13,12 +13,14 @@ import gradio as gr
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
+from . import api
 from .parts.reader import Reader
 from .parts.widget import quiet, scripts, style, widget
 from .parts.words import duration
 from .studio import Studio, dataset_title
 from .tabs import compare, dataset, recipe, train
 from .theme import theme
+from .workspace import Draft
 
 SCREENS = ("dataset", "recipe", "train", "compare")
 ICON = Path(__file__).resolve().parent / "parts" / "icon.svg"
@@ -89,6 +91,7 @@ def build(studio: Studio) -> gr.Blocks:
             (compare_tab, compare, board),
         ):
             tab.select(partial(_shown, studio, screen), None, list(parts[:2]), **quiet())
+        api.build(studio, begin)
     return blocks
 
 
@@ -181,9 +184,9 @@ def tick(studio: Studio, known: dict[str, Any], seen: dict[str, str]) -> tuple[A
     )
 
 
-def begin(studio: Studio) -> tuple[str, str]:
-    """Check, then start training: the name of the run, or what stands in the way."""
-    draft = studio.project.draft()
+def begin(studio: Studio, draft: Draft | None = None) -> tuple[str, str]:
+    """Check, then start training what the page prepares, or `draft`: the run, or what stands in the way."""
+    draft = draft or studio.project.draft()
     running = studio.running()
     if running is not None:
         return "", f"{running.folder.name} is training now. Stop it first, or wait for its end."
