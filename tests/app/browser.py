@@ -43,6 +43,11 @@ class Guard:
         self.errors: list[str] = []
         context.route("**/*", self._route)
         context.on("weberror", lambda error: self.errors.append(str(error.error)))
+        context.on("console", self._read)
+
+    def _read(self, message: sync_api.ConsoleMessage) -> None:
+        if "Content Security Policy" in message.text:
+            self.errors.append(message.text)
 
     def _route(self, route: sync_api.Route) -> None:
         if urlparse(route.request.url).hostname in ("127.0.0.1", "localhost", None):
