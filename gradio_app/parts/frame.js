@@ -25,7 +25,7 @@ Tuner.frame = (element, trigger, props, watch) =>
         "div",
         { class: "t-brand" },
         h("span", { class: "t-logo", "aria-hidden": "true" }),
-        h("strong", {}, "Tuner"),
+        h("h1", {}, "Tuner"),
         part.node("project", "span", { class: "t-project" }),
       ),
       h(

@@ -66,7 +66,7 @@ class Reader:
             if self.last.get("kind") in events.TERMINAL and ours:
                 return str(self.last["kind"])
             return "running" if ours else "starting"
-        if self.last.get("kind") in events.TERMINAL and self.last["at"] >= (record or self.start)["at"] - 1.0:
+        if self.last.get("kind") in events.TERMINAL and self.last["at"] >= (record or self.start).get("at", 0.0) - 1.0:
             return str(self.last["kind"])
         if not self.start:
             return "crashed" if record else "new"

@@ -190,7 +190,7 @@ Tuner.train = (element, trigger, props, watch) =>
           h(
             "div",
             {},
-            h("h2", { role: "status", class: b.headline.length > 70 ? "t-long" : null }, b.headline),
+            h("div", { role: "status" }, h("h2", { class: b.headline.length > 70 ? "t-long" : null }, b.headline)),
             b.sub && h("p", { class: "t-quiet" }, b.sub),
           ),
           h(
