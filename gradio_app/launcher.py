@@ -35,9 +35,15 @@ class LocalLauncher:
         path.write_text(recipe, encoding="utf-8")
         self._start(folder, "run", str(path), "--out", str(folder))
 
-    def resume(self, folder: Path) -> None:
-        """Go on from the last checkpoint."""
-        self._start(folder, "resume", str(folder))
+    def resume(self, folder: Path, steps: int = 0) -> None:
+        """Go on from the last checkpoint; `steps`: to another end than before."""
+        self._start(folder, "resume", str(folder), *(["--steps", str(steps)] if steps else []))
+
+    def could_not(self, folder: Path, why: str) -> None:
+        """Note a start that failed before there was a process: the run reads as one that ended at once."""
+        with (folder / "log.txt").open("a", encoding="utf-8") as log:
+            log.write(why + "\n")
+        write_json(folder / "launched.json", {"pid": 0, "born": 0.0, "at": time.time(), "command": ""})
 
     def sample(self, folder: Path, request: str) -> None:
         """Draw the pictures of a comparison."""

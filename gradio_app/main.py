@@ -70,6 +70,7 @@ class Page:
 
 def build(studio: Studio) -> gr.Blocks:
     """All of the page. State between ticks is a run's name and what was shown last, never a process."""
+    studio.queue.watch()
     with gr.Blocks(title="Tuner", analytics_enabled=False, fill_width=True, delete_cache=DAY) as blocks:
         session, seen = gr.State({"run": "", "said": "", "nonce": 0.0}), gr.State({})
         frame = widget("frame", frame_view(studio), "frame", ("openjob",))
@@ -189,11 +190,11 @@ def tick(studio: Studio, known: dict[str, Any], seen: dict[str, str]) -> tuple[A
 
 
 def begin(studio: Studio, draft: Draft | None = None) -> tuple[str, str]:
-    """Check, then start training what the page prepares, or `draft`: the run, or what stands in the way."""
+    """Check what the page prepares, or `draft`, then train, or wait in the queue while another run trains.
+
+    Returns the run's name, or what stands in the way.
+    """
     draft = draft or studio.project.draft()
-    running = studio.running()
-    if running is not None:
-        return "", f"{running.folder.name} is training now. Stop it first, or wait for its end."
     needs = "This recipe needs a change first: see Problems."
     if studio.project.mistakes(draft):
         return "", needs
@@ -201,7 +202,8 @@ def begin(studio: Studio, draft: Draft | None = None) -> tuple[str, str]:
     if not studio.checker.now(text, studio.project.stamp(draft)).get("ok"):
         return "", needs
     folder = studio.workspace.new_run(str(draft.raw.get("name", "run")))
-    studio.launcher.run(folder, text)
+    (folder / "recipe.yaml").write_text(text, encoding="utf-8")
+    studio.queue.add(folder.name, "run")
     return folder.name, ""
 
 

@@ -11,6 +11,7 @@ from .launcher import LocalLauncher
 from .parts.checks import Checker
 from .parts.reader import Reader, newest_running, reader
 from .project import Project
+from .queue import Queue
 from .workspace import Workspace
 
 
@@ -23,6 +24,7 @@ class Studio:
     catalog: Catalog
     checker: Checker
     project: Project
+    queue: Queue
 
     def running(self) -> Reader | None:
         """The run that trains now, whoever started it."""
@@ -43,7 +45,12 @@ def open_studio(workspace: Workspace | None = None, command: tuple[str, ...] | N
     launcher = LocalLauncher(command) if command else LocalLauncher()
     cache = workspace.root / "cache"
     return Studio(
-        workspace, launcher, Catalog(launcher, cache), Checker(launcher, cache / "checks"), Project(workspace)
+        workspace,
+        launcher,
+        Catalog(launcher, cache),
+        Checker(launcher, cache / "checks"),
+        Project(workspace),
+        Queue(workspace, launcher),
     )
 
 

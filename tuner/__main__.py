@@ -77,6 +77,7 @@ def _runs(command: Command) -> None:
     sub.add_argument("--out", type=Path, help="run folder (default: a new one in the workspace)")
     sub = command("resume", resume, "Go on with a run from its newest checkpoint.")
     sub.add_argument("folder", type=Path)
+    sub.add_argument("--steps", type=int, default=0, metavar="N", help="train to step N instead: more than before")
 
 
 def _data(command: Command) -> None:
@@ -146,7 +147,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def resume(arguments: argparse.Namespace) -> int:
     """See the command's help."""
-    return importlib.import_module("tuner.run").resume(arguments.folder)
+    return importlib.import_module("tuner.run").resume(arguments.folder, arguments.steps)
 
 
 def check(arguments: argparse.Namespace) -> int:

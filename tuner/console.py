@@ -61,7 +61,7 @@ def sentence(event: dict[str, Any]) -> str:
         return f"{event['name']} {verb}: {event['family']} on {event['device']}, {event['precision']}."
     if kind in ("warning", "note"):
         return f"{kind.capitalize()}: {event['text']}"
-    if kind in ("cache", "quantised"):
+    if kind in ("cache", "quantised", "extended"):
         return event["text"]
     if kind == "validation":
         return f"Validation loss at step {event['step']}: {event['loss']:.4f}"

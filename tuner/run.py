@@ -65,11 +65,46 @@ def start(wanted: Recipe, folder: Path) -> int:
     return _session(wanted, folder, resume=False)
 
 
-def resume(folder: Path) -> int:
-    """Go on with the run in `folder` from its newest whole checkpoint; returns the exit code."""
+def resume(folder: Path, steps: int = 0) -> int:
+    """Go on with the run in `folder` from its newest whole checkpoint; returns the exit code.
+
+    steps: train to this step, more than before. It is told in the journal, and counts from then on; `recipe.yaml`
+    stays as the run was started.
+    """
     if not (folder / "recipe.yaml").is_file():
         raise UserError(f"{folder} is no run folder: it has no recipe.yaml; give the folder that --out named.")
-    return _session(recipe.load(folder / "recipe.yaml"), folder, resume=True)
+    wanted = recipe.load(folder / "recipe.yaml")
+    before = extended(folder) or wanted.train.steps
+    if steps:
+        _may_extend(wanted, before, steps)
+    return _session(_until(wanted, steps or before), folder, resume=True)
+
+
+def extended(folder: Path) -> int:
+    """To which step the run was extended, 0 if it never was."""
+    found = [e["steps"] for e in follow(folder / "events.jsonl")[0] if e["kind"] == "extended"]
+    return int(found[-1]) if found else 0
+
+
+def _until(wanted: Recipe, steps: int) -> Recipe:
+    return wanted.model_copy(update={"train": wanted.train.model_copy(update={"steps": steps})})
+
+
+def _may_extend(wanted: Recipe, before: int, steps: int) -> None:
+    """Raises `UserError` where more steps would not be the same training, only longer."""
+    if steps <= before:
+        raise UserError(f"--steps is {steps}, but this run has {before} steps already; give a higher number.")
+    way = "start a new run with adapter.start set to this run's folder"
+    if wanted.train.schedule != "constant":
+        raise UserError(
+            f"This run's learning rate follows train.schedule={wanted.train.schedule}, which ends at step {before}; "
+            f"it cannot be extended. To learn more, {way}."
+        )
+    text = getattr(wanted.adapter, "text", None)
+    if text is not None and text.until is not None:
+        raise UserError(
+            f"adapter.text.until is a share of this run's {before} steps; it cannot be extended. To learn more, {way}."
+        )
 
 
 def _session(wanted: Recipe, folder: Path, resume: bool) -> int:
@@ -142,6 +177,8 @@ def train(wanted: Recipe, folder: Path, say: Callable[..., Any], controls: Contr
     """The whole life of a training run; returns "finished" or "stopped"."""
     whole = checkpoint.complete(folder) if resume else []
     begin = checkpoint.step_of(whole[-1]) if whole else 0
+    first = recipe.load(folder / "recipe.yaml").train.steps if resume else wanted.train.steps
+    longer = wanted.train.steps > (extended(folder) or first)
     say(
         "started",
         pid=os.getpid(),
@@ -153,12 +190,14 @@ def train(wanted: Recipe, folder: Path, say: Callable[..., Any], controls: Contr
         device=device.pick().name,
         precision=wanted.train.precision,
     )
+    if longer:
+        say("extended", steps=wanted.train.steps, text=f"The run now ends at step {wanted.train.steps}.")
     say("phase", name="prepare", done=0, of=0)
     ready = prepare.prepare(wanted, progress(say, "prepare"))
     for problem in ready.problems:
         if problem.level != "error":
             say(problem.level, where=problem.where, text=problem.text)
-    _keep(ready.recipe, folder)
+    _keep(_until(ready.recipe, first), folder)
     provenance.keep(ready, folder)
     job = assemble.build(ready, say)
     run = Run(ready, job, folder, say)

@@ -31,6 +31,7 @@ window.Tuner = window.Tuner || {};
     search: "M7 2.5a4.5 4.5 0 100 9 4.5 4.5 0 000-9zM10.4 10.4L14 14",
     info: "M8 2a6 6 0 100 12A6 6 0 008 2zM8 7.2v3.6M8 5v.1",
     chevron: "M4 6l4 4 4-4",
+    up: "M4 10l4-4 4 4",
   };
   const icon = (name, size = 16) =>
     s(

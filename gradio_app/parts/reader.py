@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import statistics
 import threading
+import time
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -73,6 +74,12 @@ class Reader:
         return "running" if events.alive(self.start["pid"], self.start["born"]) else "crashed"
 
     @property
+    def alive(self) -> bool:
+        """Whether its process is there, be it only to leave."""
+        known = [e for e in (self._record(), self.start) if e]
+        return any(events.alive(e["pid"], e["born"]) for e in known)
+
+    @property
     def step(self) -> int:
         """The last finished step."""
         return int(self.steps[-1]["step"]) if self.steps else int(self.start.get("from_step", 0))
@@ -81,6 +88,12 @@ class Reader:
     def of(self) -> int:
         """All steps of the run."""
         return int(self.start.get("steps", 0))
+
+    def silent(self) -> float:
+        """Seconds since a run that works said something; a slow run may be silent for ten of its steps."""
+        if self.state != "running":
+            return 0.0
+        return max(0.0, time.time() - float(self.last.get("at", 0.0)) - 10 * (self.seconds_per_step() or 0.0))
 
     def seconds_per_step(self) -> float | None:
         """The median of the last steps."""

@@ -239,6 +239,95 @@ Tuner.train = (element, trigger, props, watch) =>
         ),
       );
 
+    // After a failure: buttons that mend it, each with what it changes.
+    const remedies = (list) =>
+      list.length
+        ? h(
+            "ul",
+            { class: "t-remedies", "aria-label": "What helps" },
+            list.map((r, i) =>
+              h(
+                "li",
+                {},
+                h(
+                  "button",
+                  {
+                    class: "t-button" + (i ? "" : " t-first"),
+                    type: "button",
+                    "data-remedy": r.key,
+                    onclick: (e) => {
+                      e.currentTarget.disabled = true;
+                      trigger("act", { do: "remedy:" + r.key, run: shown });
+                    },
+                  },
+                  r.text,
+                ),
+                h("span", { class: "t-quiet" }, r.why),
+              ),
+            ),
+          )
+        : "";
+    const queue = (list) => {
+      if (!list.length) return "";
+      const press = (run, act, label, mark, off) =>
+        h(
+          "button",
+          {
+            class: "t-ghost",
+            type: "button",
+            disabled: off,
+            "aria-label": `${label}: ${run}`,
+            title: label,
+            onclick: () => trigger("queue", { run, do: act, shown }),
+          },
+          icon(mark, 14),
+        );
+      return h(
+        "section",
+        { class: "t-panel t-queue" },
+        h("h3", {}, "Waiting"),
+        h(
+          "ol",
+          {},
+          list.map((e, i) =>
+            h(
+              "li",
+              {},
+              h(
+                "button",
+                { class: "t-link t-queue-name", type: "button", onclick: () => trigger("open", { run: e.run }) },
+                e.run,
+              ),
+              h("span", { class: "t-quiet" }, e.what),
+              h(
+                "span",
+                { class: "t-queue-tools" },
+                press(e.run, "up", "Earlier", "up", i === 0),
+                press(e.run, "down", "Later", "chevron", i === list.length - 1),
+                press(e.run, "remove", "Take out of the queue", "close", false),
+              ),
+            ),
+          ),
+        ),
+      );
+    };
+    const extend = (form) => {
+      if (!form) return "";
+      if (!form.how)
+        return h("details", { class: "t-drawer t-extend" }, h("summary", {}, icon("chevron"), "Extend"), h("p", { class: "t-quiet" }, form.why));
+      const more = h("input", { class: "t-input", type: "number", min: 1, step: 1, value: form.steps, "aria-label": "Further steps" });
+      const send = () => trigger("extend", { run: shown, steps: Math.round(Number(more.value)) });
+      more.addEventListener("keydown", (e) => e.key === "Enter" && send());
+      return h(
+        "div",
+        { class: "t-extend", title: `Train beyond step ${form.of}` },
+        more,
+        h("span", { class: "t-quiet" }, "more steps"),
+        h("button", { class: "t-button", type: "button", title: form.why, onclick: send }, "Extend"),
+        form.why && h("p", { class: "t-quiet" }, form.why),
+      );
+    };
+
     const empty = h(
       "div",
       { class: "t-empty" },
@@ -253,7 +342,7 @@ Tuner.train = (element, trigger, props, watch) =>
     const full = h(
       "div",
       { class: "t-train" },
-      part.node("band", "div", { class: "t-train-band" }),
+      h("div", { class: "t-train-band" }, part.node("band"), part.node("remedies")),
       h(
         "div",
         { class: "t-train-main" },
@@ -265,8 +354,10 @@ Tuner.train = (element, trigger, props, watch) =>
         { class: "t-train-side" },
         part.node("runs"),
         part.node("buttons", "div", { class: "t-buttons" }),
+        part.node("extend"),
         part.node("download"),
         part.node("said"),
+        part.node("queue"),
         h("section", { class: "t-panel" }, part.node("facts")),
         part.node("warnings"),
         part.node("log"),
@@ -280,6 +371,9 @@ Tuner.train = (element, trigger, props, watch) =>
       shown = v.run;
       url({ run: v.run });
       part.draw("band", v.band, band);
+      part.draw("remedies", [v.remedies, v.nonce], ([list]) => remedies(list));
+      part.draw("queue", v.queue, queue);
+      part.draw("extend", [v.extend, v.run], ([form]) => extend(form));
       part.draw("plot", v.curve, plot);
       part.draw("matrix", v.matrix, matrix);
       part.draw("runs", [v.runs, v.run], ([runs, run]) => {

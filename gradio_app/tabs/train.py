@@ -11,19 +11,24 @@ import gradio as gr
 import yaml
 
 from ..launcher import STOPPING
+from ..parts import remedies
 from ..parts.reader import PHASES, Reader, reader
 from ..parts.widget import quiet, widget
 from ..parts.words import count, duration, per_step
+from ..project import put
 from ..studio import Studio, as_dict
 from .dataset import PLAN
 
-EVENTS = ("act", "open")
+EVENTS = ("act", "open", "extend", "queue")
 LIVE = ("running", "starting")
 SAID = {
     "save": "A checkpoint is saved after this step.",
     "sample": "Samples are drawn after this step.",
     "resume": "Going on from the last checkpoint.",
 }
+STALL = 240.0
+MOST_STEPS = 1_000_000
+NEW_RUN = "new run: "
 WHILE_LIVE = (*SAID.values(), STOPPING)
 
 
@@ -39,7 +44,7 @@ def view(studio: Studio, run: str, said: str = "", nonce: float = 0.0) -> dict[s
         "run": run,
         "runs": studio.workspace.run_names()[:50],
         "band": {
-            **_words(seen, state),
+            **_words(seen, state, studio.queue.place(run)),
             "state": state,
             "numbers": _numbers(seen, state),
             "phases": _phases(seen, state),
@@ -54,6 +59,9 @@ def view(studio: Studio, run: str, said: str = "", nonce: float = 0.0) -> dict[s
         "warnings": _short(studio, [*seen.further_errors(), *(str(w.get("text", "")) for w in seen.warnings[-4:])]),
         "notes": _short(studio, [str(n.get("text", "")) for n in seen.notes[-4:]]),
         "log": seen.log(),
+        "queue": _queue(studio),
+        "extend": extend_form(seen, state),
+        "remedies": remedies.found(seen.error(), _recipe(folder)) if state in ("failed", "crashed") else [],
     }
 
 
@@ -65,7 +73,9 @@ def stamp(studio: Studio, run: str) -> str:
     seen = reader(folder).refresh()
     log = folder / "log.txt"
     size = log.stat().st_size if log.exists() else 0
-    return f"{run} {seen.start.get('at')} {seen.seen} {seen.state} {size} {studio.launcher.stopping(folder)}"
+    waits = [entry["run"] for entry in studio.queue.waiting()]
+    parts = (run, seen.start.get("at"), seen.seen, seen.state, size, studio.launcher.stopping(folder), waits)
+    return " ".join(map(str, (*parts, seen.silent() // 60)))
 
 
 def next_step(studio: Studio, run: str) -> dict[str, Any]:
@@ -74,6 +84,8 @@ def next_step(studio: Studio, run: str) -> dict[str, Any]:
     state = reader(folder).refresh().state if folder else "new"
     if folder is None:
         return {"text": "Start training", "on": True, "do": "start"}
+    if state == "new":
+        return {"text": "Compare", "on": False, "do": "compare"}
     if state in ("failed", "crashed") and not reader(folder).checkpoints:
         return {"text": "Change the recipe", "on": True, "do": "recipe"}
     if state in LIVE:
@@ -88,19 +100,35 @@ def build(studio: Studio, session: gr.State) -> tuple[gr.HTML, gr.HTML, gr.Butto
         line = gr.HTML("", html_template=PLAN, js_on_load=None, elem_classes="plan-line", padding=False)
         onward = gr.Button("Start training", variant="primary", elem_id="train-next")
 
+    def answered(run: str, said: str) -> tuple[Any, Any]:
+        if said.startswith(NEW_RUN):
+            run = said.removeprefix(NEW_RUN)
+            said = "This is a new run with that change; the one before stays as it is."
+        known = {"run": run, "said": said, "nonce": time.time()}
+        return known, view(studio, run, said, known["nonce"])
+
     def on_act(event: gr.EventData) -> tuple[Any, Any]:
         sent = as_dict(event._data)
         run = str(sent.get("run", ""))
-        said = act(studio, run, str(sent.get("do", "")))
-        known = {"run": run, "said": said, "nonce": time.time()}
-        return known, view(studio, run, said, known["nonce"])
+        return answered(run, act(studio, run, str(sent.get("do", ""))))
 
     def on_open(known: dict[str, Any], event: gr.EventData) -> tuple[Any, Any]:
         run = str(as_dict(event._data).get("run", ""))
         known = {**known, "run": run if studio.workspace.run(run) else known.get("run", ""), "said": ""}
         return known, view(studio, known["run"])
 
+    def on_extend(event: gr.EventData) -> tuple[Any, Any]:
+        sent = as_dict(event._data)
+        run = str(sent.get("run", ""))
+        return answered(run, extend(studio, run, sent.get("steps")))
+
+    def on_queue(known: dict[str, Any], event: gr.EventData) -> Any:
+        change_queue(studio, as_dict(event._data))
+        return view(studio, str(known.get("run", "")))
+
     screen.act(on_act, None, [session, screen], **quiet())
+    screen.extend(on_extend, None, [session, screen], **quiet())
+    screen.queue(on_queue, [session], [screen], **quiet())
     screen.open(on_open, [session], [session, screen], **quiet())
     return screen, line, onward
 
@@ -112,21 +140,107 @@ def act(studio: Studio, run: str, what: str) -> str:
         return ""
     if what == "stop":
         return studio.launcher.stop(folder)
-    if what == "resume":
-        other = studio.running()
-        if other is not None:
-            return f"{other.folder.name} is training now. Stop it first, or wait for its end."
-        studio.launcher.resume(folder)
-        return SAID[what]
+    if what in ("resume", "start"):
+        return _begin(studio, run, "resume" if what == "resume" else "run")
+    if what.startswith("remedy:"):
+        return _remedy(studio, run, what.removeprefix("remedy:"))
     if what in ("save", "sample") and studio.launcher.process(folder) is not None:
         studio.launcher.ask(folder, what)
         return SAID[what]
     return ""
 
 
-def _words(seen: Reader, state: str) -> dict[str, str]:
+def _begin(studio: Studio, run: str, do: str, steps: int = 0, now: str = "") -> str:
+    """Start or go on, at once or in the queue; the sentence about it."""
+    if studio.queue.add(run, do, steps):
+        return now or (SAID["resume"] if do == "resume" else "")
+    return "Another run trains now. This one waits in the queue and begins by itself."
+
+
+def extend_form(seen: Reader, state: str) -> dict[str, Any] | None:
+    """What the field for more steps proposes and how it goes on; nothing where more steps make no sense.
+
+    A schedule that ends cannot be made longer; a LoRA then goes on as a new run that starts from it.
+    """
+    if state not in ("finished", "stopped") or not seen.checkpoints or not seen.of:
+        return None
+    raw = _recipe(seen.folder)
+    schedule = str((raw.get("train") or {}).get("schedule", "constant"))
+    steps = {"of": seen.of, "steps": max(1, round(seen.of / 2))}
+    if schedule == "constant":
+        return {**steps, "why": "", "how": "extend"}
+    why = f"The learning rate follows a {schedule} schedule, which ends at step {seen.of}."
+    if (raw.get("adapter") or {}).get("kind") != "lora":
+        return {**steps, "why": f"{why} This run cannot be made longer.", "how": ""}
+    return {**steps, "why": f"{why} More steps are a new run that goes on from this adapter.", "how": "new"}
+
+
+def extend(studio: Studio, run: str, more: Any) -> str:
+    """Let a run go on for `more` steps beyond its end, itself or as a new run that starts from its adapter."""
+    folder = studio.workspace.run(run)
+    if folder is None:
+        return ""
+    seen = reader(folder).refresh()
+    form = extend_form(seen, seen.state)
+    if form is None or not form["how"]:
+        return form["why"] if form else "This run cannot be extended now."
+    if not isinstance(more, int) or not 0 < more <= MOST_STEPS:
+        return f"Give a number of further steps from 1 to {MOST_STEPS:,}."
+    if form["how"] == "extend":
+        return _begin(studio, run, "resume", seen.of + more, f"Going on to step {seen.of + more}.")
+    return _new_run(studio, folder, {"train.steps": more, "adapter.start": str(folder)})
+
+
+def change_queue(studio: Studio, sent: dict[str, Any]) -> None:
+    """Earlier, later, or out of the queue."""
+    run, do = str(sent.get("run", "")), str(sent.get("do", ""))
+    if do == "remove":
+        studio.queue.remove(run)
+    elif do in ("up", "down"):
+        studio.queue.move(run, -1 if do == "up" else 1)
+
+
+def _remedy(studio: Studio, run: str, key: str) -> str:
+    """A new run with the recipe of this one and the change that helps; this run stays as it is."""
+    folder = studio.workspace.run(run)
+    if folder is None:
+        return ""
+    seen = reader(folder).refresh()
+    chosen = next((r for r in remedies.found(seen.error(), _recipe(folder)) if r["key"] == key), None)
+    if chosen is None:
+        return ""
+    if not chosen["changes"]:
+        return _begin(studio, run, "resume")
+    return _new_run(studio, folder, chosen["changes"])
+
+
+def _new_run(studio: Studio, folder: Path, changes: dict[str, Any]) -> str:
+    """The recipe of a run with changes, as a run of its own, at once or in the queue."""
+    raw = _recipe(folder)
+    for setting, value in changes.items():
+        put(raw, setting, value)
+    new = studio.workspace.new_run(str(raw.get("name", "run")))
+    (new / "recipe.yaml").write_text(yaml.safe_dump(raw, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    studio.queue.add(new.name, "run")
+    return f"{NEW_RUN}{new.name}"
+
+
+def _queue(studio: Studio) -> list[dict[str, Any]]:
+    """The runs that wait, with what each will do."""
+    rows = []
+    for entry in studio.queue.waiting():
+        steps = int(entry.get("steps") or 0)
+        what = f"goes on to step {steps:,}" if steps else "goes on" if entry.get("do") == "resume" else "new"
+        rows.append({"run": entry["run"], "what": what})
+    return rows
+
+
+def _words(seen: Reader, state: str, place: int = 0) -> dict[str, str]:
     """Headline and the sentence below it."""
     at, of = seen.step, seen.of
+    if place and state not in LIVE:
+        before = "It begins when the run before it has ended." if place == 1 else f"It is number {place} of those."
+        return {"headline": "Waiting in the queue", "sub": before}
     saved = seen.checkpoints[-1]["step"] if seen.checkpoints else None
     safe = (
         f"Everything up to step {saved} is saved; Resume goes on from there."
@@ -153,11 +267,16 @@ def _words(seen: Reader, state: str) -> dict[str, str]:
             "sub": f"This is a fault of the studio; the log says more. {safe}" if ours else safe,
         }
     if state == "new":
-        return {"headline": "Not started", "sub": ""}
+        return {"headline": "Not started", "sub": "It waits for you: press Start."}
     return _phase_words(seen, at, of)
 
 
 def _phase_words(seen: Reader, at: int, of: int) -> dict[str, str]:
+    if (silent := seen.silent()) >= STALL:
+        line = next((text for text in reversed(seen.log(12)) if text.strip()), "")
+        said = f" The log's last line: {line}" if line else ""
+        what = "step" if seen.steps else "sign of life"
+        return {"headline": f"No {what} for {duration(silent)}", "sub": f"The process is still there.{said}"}
     name, done, total = seen.phase.get("name", ""), seen.phase.get("done"), seen.phase.get("of")
     if name == "train" or (at and name not in PHASES):
         return {"headline": f"Training, step {at} of {of}", "sub": ""}
@@ -219,6 +338,10 @@ def _buttons(studio: Studio, seen: Reader, state: str) -> list[dict[str, Any]]:
             {"do": "save", "off": pressed or early or "save" in asked},
             {"do": "sample", "off": pressed or early or "sample" in asked},
         ]
+    if studio.queue.place(seen.folder.name):
+        return []
+    if state == "new":
+        return [{"do": "start", "off": False, "text": "Start"}]
     if state in ("stopped", "failed", "crashed"):
         again = "Resume" if seen.checkpoints else "Try again"
         return [

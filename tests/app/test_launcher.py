@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from gradio_app.launcher import LocalLauncher
 from gradio_app.main import begin, pick_run, tick
+from gradio_app.parts import remedies
 from gradio_app.parts.checks import Checker
 from gradio_app.parts.loss import every, smooth, thin
 from gradio_app.parts.reader import Reader, reader
+from gradio_app.project import put
+from gradio_app.queue import Queue
 from gradio_app.studio import Studio
 from gradio_app.tabs import compare, recipe, train
 from tests.app.helpers import FAKE, until
+from tuner import events
+from tuner import recipe as recipes
 
 
 def started(studio: Studio, steps: int = 30, name: str = "try") -> Path:
@@ -98,13 +106,113 @@ def test_an_engine_that_does_not_start_is_a_crash_with_its_last_words(studio: St
     assert reader(folder).error() == "No module named torch; install it."
 
 
-def test_one_run_at_a_time(studio: Studio) -> None:
-    folder = started(studio, 4000)
-    assert "is training now" in begin(studio)[1]
-    until(lambda: reader(folder).refresh().state == "running")
-    assert "is training now" in begin(studio)[1]
+def test_a_second_run_waits_and_begins_by_itself(studio: Studio) -> None:
+    """A failing run between two others does not stop the queue; the order can be changed; a new app goes on."""
+    first = started(studio, 60)
+    broken, other, last = started(studio, 5, "breaks"), started(studio, 5, "other"), started(studio, 5, "last")
+    assert [e["run"] for e in studio.queue.waiting()] == [broken.name, other.name, last.name]
+    assert train.view(studio, broken.name)["band"]["headline"] == "Waiting in the queue"
+    studio.queue.move(last.name, -1)
+    studio.queue.remove(other.name)
+    assert [e["run"] for e in studio.queue.waiting()] == [broken.name, last.name]
+    assert studio.queue.pump() == "" and reader(first).refresh().state in ("starting", "running")
+    again = Queue(studio.workspace, LocalLauncher(studio.launcher.command))
+    until(lambda: (again.pump(), reader(last).refresh().state == "finished")[1])
+    assert reader(broken).refresh().state == "failed" and reader(first).refresh().state == "finished"
+    assert reader(broken).start["at"] >= reader(first).last["at"]
+    assert reader(other).refresh().state == "new" and again.waiting() == []
+    train.act(studio, other.name, "start")
+    until(lambda: (again.pump(), reader(other).refresh().state == "finished")[1])
+
+
+def test_two_apps_start_a_waiting_run_once(studio: Studio) -> None:
+    """Many pumps at the same time over one workspace: one process."""
+    folder = studio.workspace.new_run("once")
+    (folder / "recipe.yaml").write_text(studio.project.yaml(studio.project.draft()))
+    (studio.workspace.root / "queue.json").write_text(f'[{{"run": "{folder.name}", "do": "run"}}]')
+    apps = [Queue(studio.workspace, LocalLauncher(studio.launcher.command)) for _ in range(8)]
+    with ThreadPoolExecutor(8) as pool:
+        begun = [name for name in pool.map(lambda app: app.pump(), apps) if name]
+    assert begun == [folder.name]
     train.act(studio, folder.name, "stop")
-    until(lambda: reader(folder).refresh().state == "stopped")
+    train.act(studio, folder.name, "stop")
+
+
+def test_an_engine_that_is_not_there_does_not_stop_the_queue(studio: Studio) -> None:
+    studio.launcher.command = ("/does/not/exist",)
+    folder = studio.workspace.new_run("x")
+    (folder / "recipe.yaml").write_text("name: x\n")
+    assert studio.queue.add(folder.name, "run")
+    assert reader(folder).refresh().state == "crashed" and "could not be started" in reader(folder).error()
+
+
+def test_a_finished_run_is_extended(studio: Studio) -> None:
+    studio.project.update({"train.schedule": "constant"})
+    folder = started(studio, 6)
+    until(lambda: reader(folder).refresh().state == "finished")
+    before = (folder / "recipe.yaml").read_bytes()
+    assert train.view(studio, folder.name)["extend"] == {"of": 6, "steps": 3, "why": "", "how": "extend"}
+    assert "number of further steps" in train.extend(studio, folder.name, "many")
+    assert train.extend(studio, folder.name, 4) == "Going on to step 10."
+    until(lambda: reader(folder).refresh().state == "finished" and reader(folder).step == 10)
+    assert (folder / "recipe.yaml").read_bytes() == before and reader(folder).of == 10
+    (folder / "recipe.yaml").write_text(before.decode().replace("schedule: constant", "schedule: cosine"))
+    said = train.extend(studio, folder.name, 4)  # a schedule that has ended: a new run from this adapter
+    new = studio.workspace.run(said.removeprefix(train.NEW_RUN))
+    assert new is not None and new != folder
+    raw = recipes.load(new / "recipe.yaml")
+    assert raw.train.steps == 4 and raw.adapter.start == str(folder)
+    until(lambda: (studio.queue.pump(), reader(new).refresh().state == "finished")[1])
+
+
+def test_what_helps_after_a_failure() -> None:
+    memory = "Memory ran out. Lower train.batch or media.resolutions, or set memory.checkpointing=true; the last ..."
+    raw = {"train": {"batch": 4, "accumulate": 1, "lr": 1e-4}, "media": {"resolutions": [1024]}, "adapter": {}}
+    ways = {r["key"]: r["changes"] for r in remedies.found(memory, raw)}
+    assert ways == {
+        "checkpointing": {"memory.checkpointing": True},
+        "batch": {"train.batch": 2, "train.accumulate": 2},
+        "quantise": {"memory.quantise": "int8"},
+    }
+    done = {**raw, "memory": {"checkpointing": True, "quantise": "nf4"}, "train": {"batch": 1}}
+    assert [r["changes"] for r in remedies.found(memory, done)] == [{"media.resolutions": [768]}]
+    nan = remedies.found("The loss became nan at step 3 (items a); lower train.lr", raw)
+    assert [r["changes"] for r in nan] == [{"train.lr": 3e-5}, {"train.precision": "fp32"}]
+    assert remedies.found("There is no space left to write in /x; free some", raw)[0]["changes"] == {}
+    assert remedies.found("Something else.", raw) == []
+    broken = remedies.found("x is damaged, or set data.0.on_problem=skip to leave such files out.", {"data": [{}]})
+    for way in [*remedies.found(memory, raw), *nan, *broken]:  # every change is one that the engine takes
+        recipe_of = {"family": "sd1", "source": "x", "name": "n", "data": [{"path": "/p"}]}
+        for key, value in way["changes"].items():
+            put(recipe_of, key, value)
+        recipes.parse(recipe_of)
+
+
+def test_a_remedy_starts_a_new_run_with_the_change(studio: Studio) -> None:
+    folder = started(studio, 10, "breaks")
+    until(lambda: reader(folder).refresh().state == "failed")
+    shown = train.view(studio, folder.name)
+    assert [r["text"] for r in shown["remedies"]] == ["Leave such files out"]
+    said = train.act(studio, folder.name, "remedy:skip")
+    new = studio.workspace.run(said.removeprefix(train.NEW_RUN))
+    assert new is not None and new != folder and "on_problem: skip" in (new / "recipe.yaml").read_text()
+    assert "on_problem: skip" not in (folder / "recipe.yaml").read_text()
+    until(lambda: not reader(new).refresh().alive)
+
+
+def test_a_silent_run_is_told_with_the_last_line_of_its_log(tmp_path: Path) -> None:
+    now = time.time()
+    start = {"at": now - 300, "kind": "started", "pid": os.getpid(), "born": events.birth(os.getpid()), "steps": 9}
+    step = {"at": now - 280, "kind": "step", "step": 1, "loss": 1.0, "seconds": 1.0}
+    (tmp_path / "events.jsonl").write_text(json.dumps(start) + "\n" + json.dumps(step) + "\n")
+    (tmp_path / "log.txt").write_text("reading\nwaiting for the disk\n")
+    seen = Reader(tmp_path).refresh()
+    words = train._words(seen, seen.state)
+    assert words["headline"].startswith("No step for 4 min") or words["headline"].startswith("No step for 5 min")
+    assert "waiting for the disk" in words["sub"]
+    step["seconds"] = 60.0  # slow steps are not silence
+    (tmp_path / "events.jsonl").write_text(json.dumps(start) + "\n" + json.dumps(step) + "\n")
+    assert train._words(again := Reader(tmp_path).refresh(), again.state)["headline"].startswith("Training")
 
 
 def test_steps_after_the_resumed_one_do_not_count(tmp_path: Path) -> None:
@@ -168,4 +276,4 @@ def test_curves_are_thin_and_keep_spikes() -> None:
 
 
 def _rest(studio: Studio) -> tuple:
-    return studio.catalog, studio.checker, studio.project
+    return studio.catalog, studio.checker, studio.project, studio.queue

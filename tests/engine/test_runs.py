@@ -130,6 +130,34 @@ def test_killed_three_times_it_ends_bit_equal(
         assert (out / "samples" / picture.name).read_bytes() == picture.read_bytes()
 
 
+def test_a_run_goes_on_beyond_its_end_as_if_it_had_been_longer(
+    recipe: Path, environment: dict[str, str], tmp_path: Path
+) -> None:
+    """6 steps, extended to 11 and stopped, resumed: bit equal to 11 steps at once; the recipe keeps its 6."""
+    constant = ("train.schedule=constant", "save.every=4", "validate=null")
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    assert tuner(environment, "run", recipe, *constant, "train.steps=11", "--out", whole).returncode == 0
+    assert tuner(environment, "run", recipe, *constant, "train.steps=6", "--out", out).returncode == 0
+    before = (out / "recipe.yaml").read_bytes()
+    refused = tuner(environment, "resume", out, "--steps", 6)
+    assert refused.returncode == 1 and "has 6 steps already" in refused.stderr
+    done = tuner(environment, "resume", out, "--steps", 11)
+    assert done.returncode == 0, done.stderr
+    assert (out / "recipe.yaml").read_bytes() == before
+    assert [e["steps"] for e in follow(out / "events.jsonl")[0] if e["kind"] == "extended"] == [11]
+    assert losses(out) == losses(whole) and result(out) == result(whole)
+    again = tuner(environment, "resume", out)  # what was extended stays so
+    assert again.returncode == 0 and status(out).of == 11
+
+
+def test_a_schedule_that_has_ended_is_not_extended(straight: Path, environment: dict[str, str]) -> None:
+    """A cosine has reached 0; the sentence says what to do instead, and the run is as before."""
+    refused = tuner(environment, "resume", straight, "--steps", STEPS + 5)
+    assert refused.returncode == 1
+    assert "train.schedule=cosine" in refused.stderr and "adapter.start" in refused.stderr
+    assert status(straight).state == "finished"
+
+
 KILLED_WHILE_SAVING = """
 import os, signal, sys
 from tuner import checkpoint
