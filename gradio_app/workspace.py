@@ -33,9 +33,10 @@ class Workspace:
         self.recipes = recipes or home.package_recipes()
         self.runs = self.root / "runs"
         self.compare = self.root / "compare"
+        self.adapters = self.root / "adapters"
         self.uploads = self.root / "cache" / "uploads"
         self.demo_images = self.recipes / "demo" / "images"
-        for folder in (self.runs, self.compare, self.root / "recipes"):
+        for folder in (self.runs, self.compare, self.adapters, self.root / "recipes"):
             folder.mkdir(parents=True, exist_ok=True)
         self.uploads.mkdir(parents=True, exist_ok=True)
         self.uploads.chmod(0o700)

@@ -1,18 +1,35 @@
 // Base and adapters side by side: choose contenders and prompts, then any two pictures under a wipe.
-Tuner.compare = (element, trigger, props, watch) =>
+Tuner.compare = (element, trigger, props, watch, upload) =>
   Tuner.widget(element, props, watch, (root) => {
     const { h, icon, slots, file, wipe } = Tuner;
+    const SAY = {
+      picture: "Drag, or use the arrow keys.",
+      video: "Both play together.",
+      sound: "Both play together, equally loud; you hear one.",
+    };
+    const kind = (src) => (/\.(mp4|webm|mov)$/i.test(src) ? "video" : /\.(wav|mp3|flac|ogg)$/i.test(src) ? "sound" : "picture");
+    const thumb = (src, alt) =>
+      kind(src) === "picture"
+        ? h("img", { src, alt })
+        : kind(src) === "video"
+          ? h("video", { src, muted: true, preload: "metadata", "aria-label": alt })
+          : h("span", { class: "t-wave", role: "img", "aria-label": alt }, "\u266a");
+    const side = (a, b) =>
+      kind(a.src) === "picture" ? wipe(a, b) : kind(a.src) === "video" ? Tuner.together(a, b) : Tuner.switched(a, b);
     const part = slots();
     let value = {},
       pair = [],
-      known = "";
+      known = "",
+      at = "";
 
-    const chosen = () => (value.shelf || []).filter((c) => c.on);
+    const marked = new Map(); // what the chips on the screen say
     const form = () => ({
-      contenders: (value.shelf || []).map((c) => ({ id: c.id, on: c.on, strength: c.strength })),
+      contenders: [...marked.values()].map((c) => ({ id: c.id, on: c.on, strength: c.strength })),
       prompts: prompts.value,
       seed: seed.value,
       steps: steps.value,
+      frames: frames.value,
+      seconds: seconds.value,
     });
     const tell = () => {
       const sent = form();
@@ -20,9 +37,12 @@ Tuner.compare = (element, trigger, props, watch) =>
       trigger("form", sent);
     };
     const prompts = h("textarea", { class: "t-input", id: "c-prompts", rows: 4 });
-    const seed = h("input", { class: "t-input", id: "c-seed", type: "number", min: 0, step: 1 });
+    const seed = h("input", { class: "t-input", id: "c-seed", inputmode: "numeric", title: "Several seeds: 1, 2, 3" });
     const steps = h("input", { class: "t-input", id: "c-steps", type: "number", min: 1, max: 200, step: 1 });
-    [prompts, seed, steps].forEach((n) => n.addEventListener("change", tell));
+    const frames = h("input", { class: "t-input", id: "c-frames", type: "number", min: 1, step: 1 });
+    const seconds = h("input", { class: "t-input", id: "c-seconds", type: "number", min: 1, step: 1 });
+    const act = (what, more) => trigger("act", { do: what, ...more });
+    [prompts, seed, steps, frames, seconds].forEach((n) => n.addEventListener("change", tell));
     let wait = 0;
     prompts.addEventListener("input", () => {
       window.clearTimeout(wait);
@@ -30,6 +50,7 @@ Tuner.compare = (element, trigger, props, watch) =>
     });
 
     const chip = (c) => {
+      marked.set(c.id, c);
       const box = h("input", { type: "checkbox", id: "c-" + c.id, checked: c.on });
       const out = h("output", { class: "t-strength" }, c.strength.toFixed(2));
       const range = h("input", {
@@ -42,8 +63,14 @@ Tuner.compare = (element, trigger, props, watch) =>
       });
       const line = h(
         "div",
-        { class: "t-contender" + (c.on ? " t-on" : "") },
-        h("label", { for: "c-" + c.id }, box, h("span", {}, h("strong", {}, c.label), h("small", {}, c.note))),
+        { class: "t-contender" + (c.on ? " t-on" : "") + (c.step ? " t-step" : "") },
+        h(
+          "label",
+          { for: "c-" + c.id },
+          box,
+          h("span", {}, h("strong", {}, c.label, c.suggested ? h("em", {}, "suggested") : ""), h("small", {}, c.note)),
+        ),
+        (c.warnings || []).map((text) => h("small", { class: "t-warned" }, text)),
         c.adapter ? h("div", { class: "t-strength-row" }, range, out) : "",
       );
       box.addEventListener("change", () => {
@@ -58,6 +85,98 @@ Tuner.compare = (element, trigger, props, watch) =>
       range.addEventListener("change", tell);
       return line;
     };
+
+    // The validation loss of a run's checkpoints as bars; the suggested one is filled.
+    const ribbon = (steps) => {
+      const known = steps.filter((c) => c.loss !== null && c.loss !== undefined);
+      if (known.length < 2) return "";
+      const high = Math.max(...known.map((c) => c.loss)),
+        low = Math.min(...known.map((c) => c.loss));
+      const bar = (c) =>
+        h("i", {
+          class: c.suggested ? "t-best" : "",
+          style: `height:${20 + (80 * (c.loss - low)) / (high - low || 1)}%`,
+          title: `Step ${c.step}: ${c.loss.toFixed(3)}`,
+        });
+      return [
+        h(
+          "div",
+          {
+            class: "t-ribbon",
+            role: "img",
+            "aria-label": "Validation loss: " + known.map((c) => `step ${c.step} ${c.loss.toFixed(3)}`).join(", "),
+          },
+          known.map(bar),
+        ),
+        known.filter((c) => c.why).map((c) => h("p", { class: "t-quiet t-why" }, c.why)),
+      ];
+    };
+    const open = new Set();
+    const checkpoints = (run, all) => {
+      const steps = all.filter((c) => c.step && c.run === run);
+      if (!steps.length) return "";
+      const box = h(
+        "details",
+        { class: "t-checkpoints", open: open.has(run) || steps.some((c) => c.on) },
+        h("summary", {}, `Checkpoints (${steps.length})`),
+        ribbon(steps),
+        steps.map(chip),
+      );
+      box.addEventListener("toggle", () => (box.open ? open.add(run) : open.delete(run)));
+      return box;
+    };
+    const shelf = (all) =>
+      all.filter((c) => !c.step).flatMap((c) => [chip(c), c.run ? checkpoints(c.run, all) : ""]);
+
+    const picker = (slot, accept, text) => {
+      const input = h("input", { class: "t-hidden", type: "file", multiple: true, accept, id: `c-file-${slot}`,
+        tabindex: -1, "aria-label": text });
+      input.addEventListener("change", async () => {
+        const files = [],
+          failed = [];
+        for (const one of input.files) {
+          try {
+            files.push({ path: (await upload(one)).path, name: one.name });
+          } catch (error) {
+            failed.push(one.name);
+          }
+        }
+        input.value = "";
+        trigger("uploaded", { slot, files, failed });
+      });
+      const press = h("button", { class: "t-button t-small", type: "button", onclick: () => input.click() },
+        icon("upload", 13), text);
+      return [press, input];
+    };
+    const slot = (one) =>
+      h(
+        "div",
+        { class: "t-slot", role: "group", "aria-label": one.title },
+        h("div", { class: "t-label" }, one.title),
+        h(
+          "div",
+          { class: "t-slot-row" },
+          one.pictures.map((p) =>
+            h(
+              "span",
+              {},
+              h("img", { src: file(p.file), alt: p.name }),
+              h(
+                "button",
+                {
+                  class: "t-ghost",
+                  type: "button",
+                  "aria-label": `Remove ${p.name}`,
+                  onclick: () => act("unpick", { slot: one.key, name: p.name }),
+                },
+                icon("close", 12),
+              ),
+            ),
+          ),
+          picker(one.key, "image/*", "Add pictures"),
+        ),
+        h("small", {}, "One for all prompts, or one for each, in their order"),
+      );
 
     const key = (r, c) => `${r}:${c}`;
     const pick = (m, r, c) => {
@@ -82,10 +201,10 @@ Tuner.compare = (element, trigger, props, watch) =>
       part.draw("wipe", [pair, two], () =>
         two.length === 2 && two.every(Boolean)
           ? [
-              wipe(two[0], two[1]),
-              h("p", { class: "t-quiet t-center" }, "Drag, or use the arrow keys. Choose any two pictures."),
+              side(two[0], two[1]),
+              h("p", { class: "t-quiet t-center" }, SAY[kind(two[0].src)] + " Choose any two cells."),
             ]
-          : h("p", { class: "t-quiet t-center" }, "Choose two pictures to lay one over the other."),
+          : h("p", { class: "t-quiet t-center" }, "Choose two cells to see them against each other."),
       );
     };
     const matrix = (m) =>
@@ -112,7 +231,7 @@ Tuner.compare = (element, trigger, props, watch) =>
               h(
                 "tr",
                 {},
-                h("th", { scope: "row", title: row.prompt }, h("span", {}, row.prompt)),
+                h("th", { scope: "row", title: row.prompt }, h("span", {}, row.prompt), row.seed && h("small", {}, row.seed)),
                 row.cells.map((got, c) =>
                   h(
                     "td",
@@ -125,10 +244,10 @@ Tuner.compare = (element, trigger, props, watch) =>
                             type: "button",
                             "data-at": key(r, c),
                             "aria-pressed": "false",
-                            "aria-label": `${row.prompt}, ${m.columns[c].label}`,
+                            "aria-label": [row.prompt, row.seed, m.columns[c].label].filter(Boolean).join(", "),
                             onclick: () => pick(m, r, c),
                           },
-                          h("img", { src: file(got.file), alt: `${row.prompt}, ${m.columns[c].label}` }),
+                          thumb(file(got.file), `${row.prompt}, ${m.columns[c].label}`),
                         )
                       : h("span", { class: "t-cell t-hole" + (m.running ? " t-wait" : "") }),
                   ),
@@ -139,13 +258,85 @@ Tuner.compare = (element, trigger, props, watch) =>
         ),
       );
 
-    const closer = h("section", { class: "t-panel t-closer", hidden: true }, part.node("wipe"));
+    const vote = (b, choice) => act("vote", { number: b.number, side: choice });
+    let current = null;
+    root.addEventListener("keydown", (e) => {
+      const choice = { ArrowLeft: "left", ArrowRight: "right" }[e.key];
+      if (!choice || !current || current.result || /^(INPUT|TEXTAREA|SELECT|AUDIO|VIDEO)$/.test(e.target.tagName)) return;
+      e.preventDefault();
+      vote(current, choice);
+    });
+    const unnamed = (b, where) => {
+      const src = file(b[where]),
+        name = where === "left" ? "Left" : "Right";
+      const seen = {
+        picture: () => h("img", { src, alt: name }),
+        video: () => h("video", { src, controls: true, autoplay: true, loop: true, muted: true, "aria-label": name }),
+        sound: () => h("audio", { src, controls: true, "aria-label": name }),
+      }[kind(src)]();
+      const arrow = where === "left" ? "\u2190 Left is better" : "Right is better \u2192";
+      return h("div", {}, seen, h("button", { class: "t-button t-block", type: "button", id: `c-${where}`,
+        onclick: () => vote(b, where) }, arrow));
+    };
+    const trial = (b) =>
+      b.result
+        ? h(
+            "div",
+            { class: "t-trial", tabindex: -1 },
+            h("h3", {}, "Blind test"),
+            h("p", { class: "t-verdict", role: "status" }, b.result),
+            h("button", { class: "t-button", type: "button", onclick: () => act("endblind") }, "Done"),
+          )
+        : h(
+            "div",
+            { class: "t-trial", tabindex: -1 },
+            h("h3", {}, `Blind test, ${b.number + 1} of ${b.of}`),
+            h("p", {}, b.prompt),
+            h("div", { class: "t-two-up" }, unnamed(b, "left"), unnamed(b, "right")),
+            h(
+              "p",
+              { class: "t-quiet" },
+              "Which is better? Arrow keys choose. ",
+              h("button", { class: "t-link", type: "button", onclick: () => act("endblind") }, "End the test"),
+            ),
+          );
+    const offer = (m) => {
+      const select = (id, text, at) => {
+        const node = h("select", { class: "t-input", id, "aria-label": text },
+          m.columns.map((c, i) => h("option", { value: i }, `${c.label}, ${c.note}`)));
+        node.value = at;
+        return node;
+      };
+      const a = select("c-blind-a", "First contender", 0),
+        b = select("c-blind-b", "Second contender", m.columns.length - 1);
+      const start = () => act("blind", { a: Number(a.value), b: Number(b.value) });
+      return h("details", { class: "t-offer" }, h("summary", {}, "Blind test"),
+        h("p", { class: "t-quiet" }, "Ten pairs without labels; you choose, then you see how sure it is."), a, b,
+        h("button", { class: "t-button t-block", type: "button", id: "c-blind", onclick: start }, "Start blind test"));
+    };
+    const history = ([kept, at]) => {
+      if (kept.length < 2) return "";
+      const node = h("select", { class: "t-input", id: "c-history", "aria-label": "Kept comparisons" },
+        kept.map((k) => h("option", { value: k.id }, k.text)));
+      node.value = at;
+      node.addEventListener("change", () => act("open", { id: node.value }));
+      return node;
+    };
+    const extra = (id, text, node) =>
+      h("div", { class: "t-field", "data-for": id }, h("div", { class: "t-label" }, h("label", { for: id }, text)), node);
+    const framesField = extra("c-frames", "Frames", frames),
+      secondsField = extra("c-seconds", "Seconds", seconds);
+
+    const closer = h("section", { class: "t-panel t-closer", hidden: true }, part.node("wipe"), part.node("offer"));
     root.append(
       h(
         "aside",
         { class: "t-shelf", "aria-label": "What to compare" },
         h("h3", {}, "Contenders"),
         part.node("shelf", "div", { class: "t-contenders" }),
+        h("div", {}, picker("adapters", ".safetensors", "Add an adapter file")),
+        part.node("said"),
+        part.node("slots"),
         h(
           "div",
           { class: "t-field t-wide" },
@@ -156,26 +347,35 @@ Tuner.compare = (element, trigger, props, watch) =>
         h(
           "div",
           { class: "t-fields t-two" },
-          h("div", { class: "t-field" }, h("div", { class: "t-label" }, h("label", { for: "c-seed" }, "Seed")), seed),
+          h("div", { class: "t-field" }, h("div", { class: "t-label" }, h("label", { for: "c-seed" }, "Seeds")), seed),
           h(
             "div",
             { class: "t-field" },
             h("div", { class: "t-label" }, h("label", { for: "c-steps" }, "Sampling steps")),
             steps,
           ),
+          framesField,
+          secondsField,
         ),
       ),
-      h("section", { class: "t-panel t-board" }, part.node("state"), part.node("matrix")),
+      h(
+        "section",
+        { class: "t-panel t-board" },
+        part.node("history"),
+        part.node("state"),
+        part.node("trial"),
+        part.node("matrix"),
+      ),
       closer,
     );
     return (fresh) => {
       value = fresh;
-      part.draw("shelf", [fresh.shelf.map((c) => [c.id, c.label, c.note]), fresh.reset], () => {
-        value = fresh;
+      part.draw("shelf", [fresh.shelf.map((c) => [c.id, c.label, c.note, c.why, c.warnings]), fresh.reset], () => {
+        marked.clear();
         return fresh.shelf.length > 1
-          ? fresh.shelf.map(chip)
+          ? shelf(fresh.shelf)
           : [
-              ...fresh.shelf.map(chip),
+              ...shelf(fresh.shelf),
               h("p", { class: "t-quiet" }, "Your adapters appear here when a run has finished or was stopped."),
             ];
       });
@@ -185,6 +385,8 @@ Tuner.compare = (element, trigger, props, watch) =>
           [prompts, fresh.form.prompts],
           [seed, fresh.form.seed],
           [steps, fresh.form.steps],
+          [frames, fresh.form.frames || ""],
+          [seconds, fresh.form.seconds || ""],
         ])
           if (node !== document.activeElement) node.value = text;
       }
@@ -199,8 +401,19 @@ Tuner.compare = (element, trigger, props, watch) =>
             { class: state === "failed" ? "t-said t-bad" : "t-quiet", role: "status", "data-state": state },
             state === "running" ? h("span", { class: "t-spin" }) : "",
             text,
+            state === "running" &&
+              h("button", { class: "t-button t-small t-stop", type: "button", onclick: () => act("stop") }, "Stop"),
           ),
       );
+      framesField.hidden = fresh.modality !== "video";
+      secondsField.hidden = fresh.modality !== "audio";
+      part.draw("said", fresh.said, (text) => text && h("p", { class: "t-said t-bad", role: "alert" }, text));
+      part.draw("slots", fresh.slots, (all) => all.map(slot));
+      part.draw("history", [fresh.history, fresh.shown], history);
+      current = fresh.blind;
+      if (part.draw("trial", current, (b) => b && trial(b)) && current) root.querySelector(".t-trial").focus();
+      part.node("matrix").hidden = Boolean(current);
+      part.draw("offer", m && m.columns, (columns) => columns && columns.length > 1 && offer(m));
       const drawn = part.draw("matrix", m, (board) =>
         board
           ? matrix(board)
@@ -216,6 +429,8 @@ Tuner.compare = (element, trigger, props, watch) =>
               ),
             ),
       );
+      if (fresh.shown !== at) pair = [];
+      at = fresh.shown;
       if (m && (drawn || !pair.length)) {
         if (pair.length < 2)
           pair =
@@ -225,7 +440,74 @@ Tuner.compare = (element, trigger, props, watch) =>
             })[0] || [];
         mark(m);
       }
-      closer.hidden = !m;
-      root.classList.toggle("t-wide-board", !m);
+      closer.hidden = !m || Boolean(current);
+      root.classList.toggle("t-wide-board", closer.hidden);
     };
   });
+
+// Two clips that play, pause and move together; the second follows the first.
+Tuner.together = (a, b) => {
+  const { h } = Tuner;
+  const clips = [a, b].map((c) => h("video", { src: c.src, muted: true, loop: true, "aria-label": c.label }));
+  const range = h("input", { type: "range", min: 0, max: 1, step: 0.001, value: 0, "aria-label": "Place in both clips" });
+  const press = h("button", { class: "t-button t-small", type: "button" }, "Play both");
+  press.addEventListener("click", () => {
+    const go = clips[0].paused;
+    clips[1].currentTime = clips[0].currentTime;
+    clips.forEach((c) => (go ? c.play() : c.pause()));
+    press.textContent = go ? "Pause both" : "Play both";
+  });
+  range.addEventListener("input", () =>
+    clips.forEach((c) => {
+      if (c.duration) c.currentTime = range.value * c.duration;
+    }),
+  );
+  clips[0].addEventListener("timeupdate", () => {
+    if (clips[0].duration) range.value = clips[0].currentTime / clips[0].duration;
+    if (Math.abs(clips[0].currentTime - clips[1].currentTime) > 0.08) clips[1].currentTime = clips[0].currentTime;
+  });
+  const figures = clips.map((c, i) => h("figure", {}, c, h("figcaption", {}, [a, b][i].label)));
+  return h("div", { class: "t-wipe-box t-together" }, figures, range, press);
+};
+
+// Two recordings at once of which one is heard; the louder one is turned down to the loudness of the other.
+Tuner.switched = (a, b) => {
+  const { h } = Tuner;
+  const players = [a, b].map((c) => h("audio", { src: c.src, preload: "auto" }));
+  let heard = 0;
+  const note = h("small", { class: "t-quiet", role: "status" });
+  const power = async (src) => {
+    const raw = await (await fetch(src)).arrayBuffer();
+    const data = (await new OfflineAudioContext(1, 1, 44100).decodeAudioData(raw)).getChannelData(0);
+    return Math.sqrt(data.reduce((sum, x) => sum + x * x, 0) / Math.max(1, data.length));
+  };
+  Promise.all([a, b].map((c) => power(c.src)))
+    .then((loud) => {
+      const low = Math.min(...loud);
+      players.forEach((p, i) => (p.volume = low > 0 ? low / loud[i] : 1));
+      note.textContent = "Loudness is matched.";
+    })
+    .catch(() => (note.textContent = "Loudness could not be measured; it is not matched."));
+  const names = [a, b].map((c, i) =>
+    h("button", { type: "button", "aria-pressed": "false", onclick: () => hear(i) }, `${"AB"[i]}: ${c.label}`),
+  );
+  const hear = (i) => {
+    heard = i;
+    players.forEach((p, n) => (p.muted = n !== heard));
+    names.forEach((n, k) => {
+      n.classList.toggle("t-on", k === heard);
+      n.setAttribute("aria-pressed", String(k === heard));
+    });
+  };
+  const press = h("button", { class: "t-button", type: "button" }, "Play");
+  press.addEventListener("click", () => {
+    const go = players[0].paused;
+    players[1].currentTime = players[0].currentTime;
+    players.forEach((p) => (go ? p.play() : p.pause()));
+    press.textContent = go ? "Pause" : "Play";
+  });
+  players[0].addEventListener("ended", () => (press.textContent = "Play"));
+  hear(0);
+  return h("div", { class: "t-wipe-box t-switched" }, players, press,
+    h("div", { class: "t-seg t-seg-wide", role: "group", "aria-label": "Which one is heard" }, names), note);
+};

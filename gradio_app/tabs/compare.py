@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
+import time
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -12,42 +15,67 @@ import yaml
 
 from tuner import events
 
-from ..parts.reader import reader
+from .. import blind
+from ..datasets import unreadable
+from ..launcher import STOPPING
+from ..parts.names import safe_file, unused
+from ..parts.reader import Reader, reader
 from ..parts.widget import quiet, widget
 from ..parts.words import count
+from ..shelf import Foreign, best, points
 from ..studio import Studio, as_dict
 from ..workspace import write_json
 from .dataset import PLAN
 from .train import LIVE
 
-EVENTS = ("form",)
-MOST_PROMPTS = 12
+EVENTS = ("form", "act", "uploaded")
+SLOTS = {"references": "Pictures to start from", "controls": "Control pictures"}
+MOST_PROMPTS, MOST_SEEDS, MOST_STEPS = 12, 8, 8
 
 
-def view(studio: Studio) -> dict[str, Any]:
+def view(studio: Studio, said: str = "") -> dict[str, Any]:
     """Shelf, form and board as values."""
     shelf, base = contenders(studio)
-    folder = next(iter(studio.workspace.comparisons()), None)
+    folder = shown(studio)
     board, state, sentence = _board(studio, folder)
     form = _form(studio, base)
     return {
         "shelf": shelf,
-        "reset": "",
-        "form": {key: form[key] for key in ("prompts", "seed", "steps")},
+        "hint": _hint(shelf),
+        "reset": str(_saved(studio).get("restored", "")),
+        "form": {key: form[key] for key in ("prompts", "seed", "steps", "frames", "seconds")},
+        "modality": _family(studio, base).get("modality", "image"),
+        "slots": _slots(studio, base),
+        "history": [{"id": f.name, "text": _title(f)} for f in studio.workspace.comparisons()[:60]],
+        "shown": folder.name if folder else "",
         "board": board,
+        "blind": _blind(folder, board),
         "state": state,
         "sentence": sentence,
+        "said": said,
     }
 
 
 def stamp(studio: Studio) -> str:
     """Changes when there is something new to show."""
-    folder = next(iter(studio.workspace.comparisons()), None)
-    made = [str(reader(studio.workspace.runs / n).adapter()) for n in studio.workspace.run_names()[:12]]
+    folder = shown(studio)
+    made = [
+        f"{reader(f).adapter()} {len(reader(f).checkpoints)}"
+        for f in (studio.workspace.runs / n for n in studio.workspace.run_names()[:12])
+    ]
+    foreign = Foreign(studio.workspace.adapters, studio.launcher)
+    made += [f"{path.name} {foreign.told(path)}" for path in foreign.files()[:12]]
     if folder is None:
         return str(made)
     seen = reader(folder).refresh()
     return f"{folder.name} {seen.seen} {seen.state} {made}"
+
+
+def shown(studio: Studio) -> Path | None:
+    """The comparison that was opened, else the newest."""
+    kept = studio.workspace.comparisons()
+    wanted = _saved(studio).get("shown")
+    return next((f for f in kept if f.name == wanted), next(iter(kept), None))
 
 
 def contenders(studio: Studio) -> tuple[list[dict[str, Any]], dict[str, Any]]:
@@ -64,19 +92,53 @@ def contenders(studio: Studio) -> tuple[list[dict[str, Any]], dict[str, Any]]:
         base = base or recipe
         if (recipe.get("family"), recipe.get("source")) != (base.get("family"), base.get("source")):
             continue
-        label, day = run_label(name)
-        note = f"{day}, step {seen.step}" + (", training" if seen.state in LIVE else "")
-        light = (recipe.get("adapter") or {}).get("kind") != "full"
-        shelf.append({"id": name, "label": label, "note": note, "adapter": light, "on": not shelf, "strength": 1.0})
+        shelf += _run(name, folder, seen, recipe, first=not shelf)
     base = base or studio.project.draft().raw
     source = Path(str(base.get("source", ""))).name
     first = {"id": "base", "label": "Base model", "note": source, "adapter": False, "on": True, "strength": 1.0}
-    shelf = [first, *shelf[:12]]
+    shelf = [first, *shelf[:40], *_foreign(studio)]
     for one in shelf:
         mine = known.get(one["id"]) or {}
         one["on"] = bool(mine.get("on", one["on"]))
         one["strength"] = float(mine.get("strength", 1.0))
     return shelf, base
+
+
+def _run(name: str, folder: Path, seen: Reader, recipe: dict[str, Any], first: bool) -> list[dict[str, Any]]:
+    """A run's result and, below it, its checkpoints with their validation loss; the suggested one is marked."""
+    label, day = run_label(name)
+    note = f"{day}, step {seen.step}" + (", training" if seen.state in LIVE else "")
+    light = (recipe.get("adapter") or {}).get("kind") != "full"
+    looks = (recipe.get("adapter") or {}).get("kind") == "controlnet"
+    common = {"run": name, "adapter": light, "strength": 1.0, "looks": looks}
+    out = [{"id": name, "label": label, "note": note, "on": first, "path": str(folder), **common}]
+    steps = sorted({int(e["step"]) for e in seen.checkpoints})
+    steps = [n for n in steps if (folder / "checkpoints" / f"step-{n:06d}").is_dir()]
+    losses = points(steps, [(int(e["step"]), float(e["loss"])) for e in seen.validation if e.get("loss") is not None])
+    suggested, why = best(steps, losses)
+    for step, loss in list(zip(steps, losses, strict=True))[-MOST_STEPS:]:
+        path = folder / "checkpoints" / f"step-{step:06d}"
+        more = {"step": step, "loss": loss, "suggested": step == suggested, "why": why if step == suggested else ""}
+        told = f"validation loss {loss:.3f}" if loss is not None else "no validation loss"
+        one = {"id": f"{name}@{step}", "label": f"{label}, step {step}", "note": told, "on": False, "path": str(path)}
+        out.append({**one, **common, **more})
+    return out
+
+
+def _foreign(studio: Studio) -> list[dict[str, Any]]:
+    """Files from elsewhere, with what the engine says of them."""
+    foreign = Foreign(studio.workspace.adapters, studio.launcher)
+    return [
+        {
+            "id": f"file:{path.name}", "label": path.stem, "note": foreign.told(path), "adapter": True, "on": False,
+            "strength": 1.0, "path": str(path), "warnings": foreign.warnings(path),
+        }
+        for path in foreign.files()[:20]
+    ]  # fmt: skip
+
+
+def _hint(shelf: list[dict[str, Any]]) -> str:
+    return next((str(one["why"]) for one in shelf if one.get("why")), "")
 
 
 def run_label(name: str) -> tuple[str, str]:
@@ -98,18 +160,30 @@ def request(studio: Studio) -> tuple[dict[str, Any], str]:
         return {}, "Write at least one prompt."
     if not chosen:
         return {}, "Choose at least one contender."
-    validate = base.get("validate") or {}
+    validate, memory = base.get("validate") or {}, base.get("memory") or {}
     asked = {
         "family": base.get("family"),
         "source": base.get("source"),
+        "task": base.get("task") or "generate",
         "options": base.get("options") or {},
         "prompts": prompts,
-        "seeds": [form["seed"]],
+        "negative": validate.get("negative") or "",
+        "seeds": form["seeds"],
         "steps": form["steps"],
         "guidance": validate.get("guidance"),
         "size": _size(base),
-        "contenders": [_contender(studio, one) for one in chosen],
+        "lyrics": validate.get("lyrics") or [],
+        **{key: memory[key] for key in ("quantise", "quantise_text", "quantise_skip") if memory.get(key)},
+        **{key: form[key] for key in ("frames", "seconds") if form[key]},
+        "contenders": [_contender(one) for one in chosen],
     }
+    for slot in _slots(studio, base):
+        given = [picture["file"] for picture in slot["pictures"]]
+        if slot["key"] == "controls" and not any(one.get("looks") for one in chosen):
+            continue
+        if len(given) not in (1, len(prompts)):
+            return {}, f"Add pictures under {slot['title']}: one for all prompts, or {len(prompts)}, one for each."
+        asked[slot["key"]] = given
     return asked, ""
 
 
@@ -124,19 +198,142 @@ def build(studio: Studio) -> tuple[gr.HTML, gr.HTML, gr.Button]:
         keep(studio, as_dict(event._data))
         return plan_line(studio)
 
-    def on_go(shown: dict[str, Any] | None) -> tuple[Any, str]:
-        if shown and isinstance(shown.get("sent"), dict):
-            keep(studio, shown["sent"])
+    def on_act(event: gr.EventData) -> tuple[Any, str]:
+        said = act(studio, as_dict(event._data))
+        return view(studio, said), plan_line(studio)
+
+    def on_uploaded(event: gr.EventData) -> tuple[Any, str]:
+        said = take(studio, as_dict(event._data))
+        return view(studio, said), plan_line(studio)
+
+    def on_go(sent: dict[str, Any] | None) -> tuple[Any, str]:
+        if sent and isinstance(sent.get("sent"), dict):
+            keep(studio, sent["sent"])
         asked, missing = request(studio)
         if missing:
             raise gr.Error(missing, duration=8, print_exception=False)
         folder = studio.workspace.new_comparison()
+        write_json(folder / "form.json", _saved(studio))
         studio.launcher.sample(folder, yaml.safe_dump(asked, sort_keys=False, allow_unicode=True))
+        _save(studio, shown=folder.name)
         return view(studio), plan_line(studio)
 
     screen.form(on_form, None, [line], **quiet())
+    screen.act(on_act, None, [screen, line], **quiet())
+    screen.uploaded(on_uploaded, None, [screen, line], **quiet())
     go.click(on_go, [screen], [screen, line], **quiet(queue=True, trigger_mode="once"))
     return screen, line, go
+
+
+def act(studio: Studio, sent: dict[str, Any]) -> str:
+    """Do what a button says; returns a sentence about it where one is needed."""
+    what, folder = str(sent.get("do", "")), shown(studio)
+    if what == "open":
+        _restore(studio, str(sent.get("id", "")))
+    elif what == "unpick":
+        _unpick(studio, str(sent.get("slot", "")), str(sent.get("name", "")))
+    elif folder is None:
+        return ""
+    elif what == "stop":
+        said = studio.launcher.stop(folder)
+        return said if said != STOPPING else "Stopping after this one. What was drawn stays."
+    elif what == "blind":
+        return _start_blind(folder, _board(studio, folder)[0], sent)
+    elif what == "vote":
+        number = sent.get("number")
+        blind.vote(folder, number if isinstance(number, int) else -1, str(sent.get("side", "")))
+    elif what == "endblind":
+        blind.end(folder)
+    return ""
+
+
+def take(studio: Studio, sent: dict[str, Any]) -> str:
+    """Copy uploads into the workspace: adapters, or pictures for one of the slots; returns what was not taken."""
+    uploads, said = studio.workspace.uploads.resolve(), []
+    slot = str(sent.get("slot", ""))
+    for one in list(sent.get("files") or [])[:MOST_PROMPTS]:
+        path, name = Path(str(one.get("path", ""))).resolve(), str(one.get("name", ""))
+        if not path.is_relative_to(uploads) or not path.is_file():
+            continue
+        if slot == "adapters":
+            said.append(Foreign(studio.workspace.adapters, studio.launcher).add(path, name))
+        elif slot in SLOTS:
+            said.append(_add_picture(studio, slot, path, name))
+    said += [f"{text} could not be uploaded." for text in list(sent.get("failed") or [])[:4]]
+    return " ".join(text for text in said if text)
+
+
+def _add_picture(studio: Studio, slot: str, path: Path, name: str) -> str:
+    reason = unreadable(path)
+    if reason:
+        return f"{safe_file(name)} was not taken: {reason}."
+    folder = studio.workspace.compare / ".pictures"
+    folder.mkdir(exist_ok=True)
+    target = folder / unused(safe_file(name), {p.name for p in folder.iterdir()})
+    shutil.copyfile(path, target)
+    _save(studio, **{slot: [*(_saved(studio).get(slot) or []), target.name]})
+    return ""
+
+
+def _unpick(studio: Studio, slot: str, name: str) -> None:
+    if slot in SLOTS:
+        _save(studio, **{slot: [kept for kept in _saved(studio).get(slot) or [] if kept != name]})
+
+
+def _slots(studio: Studio, base: dict[str, Any]) -> list[dict[str, Any]]:
+    """The pictures that this task or these contenders start from."""
+    needed = ["references"] if base.get("task") in ("edit", "image_to_video") else []
+    needed += ["controls"] if (base.get("adapter") or {}).get("kind") == "controlnet" else []
+    folder, saved = studio.workspace.compare / ".pictures", _saved(studio)
+    return [
+        {
+            "key": key, "title": SLOTS[key],
+            "pictures": [
+                {"name": name, "file": str(folder / name)}
+                for name in saved.get(key) or []
+                if Path(name).name == name and (folder / name).is_file()
+            ],
+        }
+        for key in needed
+    ]  # fmt: skip
+
+
+def _restore(studio: Studio, name: str) -> None:
+    """Show a kept comparison again, and its prompts, seeds and contenders in the form."""
+    folder = next((f for f in studio.workspace.comparisons() if f.name == name), None)
+    if folder is None:
+        return
+    asked = _json(folder / "form.json")
+    write_json(studio.workspace.compare / "form.json", {**_saved(studio), **asked})
+    _save(studio, shown=name, restored=f"{name} {time.time()}")
+
+
+def _start_blind(folder: Path, board: dict[str, Any] | None, sent: dict[str, Any]) -> str:
+    a, b = sent.get("a"), sent.get("b")
+    number = len(board["columns"]) if board else 0
+    if not isinstance(a, int) or not isinstance(b, int) or a == b or not (0 <= a < number and 0 <= b < number):
+        return "Choose two different contenders for the blind test."
+    assert board is not None
+    rows = [r for r, row in enumerate(board["rows"]) if row["cells"][a] and row["cells"][b]]
+    if not rows:
+        return "Nothing is drawn of these two yet."
+    blind.start(folder, (a, b), rows)
+    return ""
+
+
+def _blind(folder: Path | None, board: dict[str, Any] | None) -> dict[str, Any] | None:
+    """The pair on the screen, without labels; after ten choices the result."""
+    test = blind.read(folder) if folder is not None else None
+    if test is None or board is None:
+        return None
+    number, labels = len(test["votes"]), [board["columns"][i]["label"] for i in test["pair"]]
+    if number >= blind.ROUNDS:
+        return {"number": number, "of": blind.ROUNDS, "result": blind.verdict(test, labels)}
+    row, swapped = test["dealt"][number]
+    files = [board["rows"][row]["cells"][i]["file"] for i in test["pair"]]
+    left, right = reversed(files) if swapped else files
+    prompt = board["rows"][row]["prompt"]
+    return {"number": number, "of": blind.ROUNDS, "left": left, "right": right, "prompt": prompt, "result": ""}
 
 
 def plan_line(studio: Studio) -> str:
@@ -144,9 +341,13 @@ def plan_line(studio: Studio) -> str:
     asked, missing = request(studio)
     if missing:
         return missing
-    number = len(asked["prompts"]) * len(asked["contenders"])
-    said = [count(len(asked["prompts"]), "prompt"), count(len(asked["contenders"]), "contender"), "the same seed"]
-    return f"{count(number, 'picture')}: {', '.join(said)}."
+    _, base = contenders(studio)
+    thing = {"video": "clip", "audio": "recording"}.get(_family(studio, base).get("modality", ""), "picture")
+    seeds = len(asked["seeds"])
+    number = len(asked["prompts"]) * len(asked["contenders"]) * seeds
+    said = [count(len(asked["prompts"]), "prompt"), count(len(asked["contenders"]), "contender")]
+    said.append("the same seed" if seeds == 1 else f"the same {seeds} seeds")
+    return f"{count(number, thing)}: {', '.join(said)}."
 
 
 def keep(studio: Studio, sent: dict[str, Any]) -> None:
@@ -157,32 +358,57 @@ def keep(studio: Studio, sent: dict[str, Any]) -> None:
     }
     saved["contenders"] = {**(saved.get("contenders") or {}), **marked}
     saved["prompts"] = str(sent.get("prompts", ""))
-    for key, low, high in (("seed", 0, 2**31 - 1), ("steps", 1, 200)):
+    seeds = [int(n) for n in re.findall(r"\d+", str(sent.get("seed", "")))][:MOST_SEEDS]
+    if seeds:
+        saved["seeds"] = sorted({min(2**31 - 1, n) for n in seeds}, key=seeds.index)
+    for key, low, high in (("steps", 1, 200), ("frames", 1, 2000), ("seconds", 1, 600)):
         text = str(sent.get(key, "")).strip()
         if text.isdigit():
             saved[key] = min(high, max(low, int(text)))
     write_json(studio.workspace.compare / "form.json", saved)
 
 
+def _save(studio: Studio, **changes: Any) -> None:
+    write_json(studio.workspace.compare / "form.json", {**_saved(studio), **changes})
+
+
 def _saved(studio: Studio) -> dict[str, Any]:
+    return _json(studio.workspace.compare / "form.json")
+
+
+def _json(path: Path) -> dict[str, Any]:
     try:
-        return json.loads((studio.workspace.compare / "form.json").read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
 
 
+def _family(studio: Studio, base: dict[str, Any]) -> dict[str, Any]:
+    return studio.catalog.family(str(base.get("family", "")))
+
+
 def _form(studio: Studio, base: dict[str, Any]) -> dict[str, Any]:
     validate, saved = base.get("validate") or {}, _saved(studio)
+    seeds = saved.get("seeds") or [int(validate.get("seed", 0))]
     return {
         "prompts": saved.get("prompts") or "\n".join((validate.get("prompts") or [])[:4]),
-        "seed": int(saved.get("seed", validate.get("seed", 0))),
+        "seeds": seeds,
+        "seed": ", ".join(map(str, seeds)),
         "steps": int(saved.get("steps", validate.get("steps", 20))),
+        "frames": saved.get("frames") or validate.get("frames"),
+        "seconds": saved.get("seconds") or validate.get("seconds"),
     }
 
 
-def _contender(studio: Studio, one: dict[str, Any]) -> dict[str, Any]:
-    adapter = str(studio.workspace.runs / one["id"]) if one["id"] != "base" else None
-    return {"label": one["label"], "adapter": adapter, "strength": one["strength"]}
+def _contender(one: dict[str, Any]) -> dict[str, Any]:
+    return {"label": one["label"], "adapter": one.get("path"), "strength": one["strength"]}
+
+
+def _title(folder: Path) -> str:
+    """'2026-11-22, 3 contenders, 2 prompts' in the list of comparisons."""
+    asked = _recipe(folder / "request.yaml")
+    columns, prompts = len(asked.get("contenders") or []), asked.get("prompts") or [""]
+    return f"{folder.name.replace('-compare', '')}: {count(columns, 'contender')}, {str(prompts[0])[:40]}"
 
 
 def _size(base: dict[str, Any]) -> list[int] | None:
@@ -197,20 +423,29 @@ def _board(studio: Studio, folder: Path | None) -> tuple[dict[str, Any] | None, 
         return None, "new", ""
     asked, state = _recipe(folder / "request.yaml"), reader(folder).refresh().state
     made, _ = events.follow(folder / "events.jsonl")
-    cells = {(e["prompt"], e["contender"]): str(folder / e["file"]) for e in made if e["kind"] == "sample"}
+    cells = {
+        (e["prompt"], e.get("seed"), e["contender"]): str(folder / e["file"]) for e in made if e["kind"] == "sample"
+    }
     columns = [
         {"label": str(c["label"]), "note": f"strength {c['strength']:.2f}" if c.get("adapter") else "as it is"}
         for c in asked.get("contenders") or []
     ]
+    seeds = asked.get("seeds") or [0]
     rows = [
-        {"prompt": str(p), "cells": [_cell(cells.get((r, c))) for c in range(len(columns))]}
+        {
+            "prompt": str(p), "seed": f"seed {seed}" if len(seeds) > 1 else "",
+            "cells": [_cell(cells.get((r, seed, c))) for c in range(len(columns))],
+        }
         for r, p in enumerate(asked.get("prompts") or [])
-    ]
+        for seed in seeds
+    ]  # fmt: skip
     live = state in LIVE
     total = len(columns) * len(rows)
     sentence = f"Drawing, {len(cells)} of {total}" if live else ""
     if state in ("failed", "crashed"):
         sentence = reader(folder).error()
+    elif state == "stopped":
+        sentence = f"Stopped, {len(cells)} of {total} were drawn."
     return {"columns": columns, "rows": rows, "running": live}, "running" if live else _mood(state), sentence
 
 

@@ -130,10 +130,14 @@ def sample(request: Path, folder: Path, pace: float) -> int:
     )  # fmt: skip
     for c, contender in enumerate(asked["contenders"]):
         for p, _ in enumerate(asked["prompts"]):
-            time.sleep(pace)
-            name = f"c{c}-p{p}.png"
-            picture(folder / name, p, contender["strength"] if contender["adapter"] else 0.0)
-            journal("sample", contender=c, prompt=p, seed=asked["seeds"][0], file=name)
+            for seed in asked["seeds"]:
+                time.sleep(pace)
+                if take(folder, "stop"):
+                    journal("stopped", folder=str(folder))
+                    return 0
+                name = f"c{c}-p{p}-{seed}.png"
+                picture(folder / name, 10 * p + seed, contender["strength"] if contender["adapter"] else 0.0)
+                journal("sample", contender=c, prompt=p, seed=seed, file=name)
     journal("finished", step=0, seconds=1.0)
     return 0
 
@@ -156,6 +160,10 @@ def main() -> int:
         return check(Path(rest[0]))
     if command == "describe":
         return describe()
+    if command == "lora":
+        print(json.dumps({"dialect": "kohya", "kinds": {"lora": 2}, "ranks": {"4": 2}, "families": ["sd1"], "layers": 2,
+                          "warnings": ["The metadata holds <b>a path</b>."]}))  # fmt: skip
+        return 0
     if command == "sample":
         return sample(Path(rest[0]), Path(rest[2]), pace)
     if command == "resume":
