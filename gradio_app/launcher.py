@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -50,6 +51,10 @@ class LocalLauncher:
         path = folder / "request.yaml"
         path.write_text(request, encoding="utf-8")
         self._start(folder, "sample", str(path), "--out", str(folder))
+
+    def publish(self, folder: Path, arguments: list[str], token: str = "") -> None:
+        """Send to the Hub. A token is handed over in the environment: an argument list can be read by anyone."""
+        self._start(folder, *arguments, environment={"HF_TOKEN": token} if token else {})
 
     def ask(self, folder: Path, request: str) -> None:
         """Leave a request ("stop", "save", "sample") that the run takes at its next step border."""
@@ -102,7 +107,7 @@ class LocalLauncher:
                 raise RuntimeError(f"{folder.name} is still running.")
             time.sleep(0.1)
 
-    def _start(self, folder: Path, *arguments: str) -> None:
+    def _start(self, folder: Path, *arguments: str, environment: dict[str, str] | None = None) -> None:
         self._until_gone(folder)
         for stale in (folder / "control").glob("*"):
             stale.unlink()
@@ -114,6 +119,7 @@ class LocalLauncher:
                 stdout=log,
                 stderr=log,
                 cwd=self.cwd,
+                env={**os.environ, **(environment or {})},
                 start_new_session=True,
             )
         self._children.append(child)

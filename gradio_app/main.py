@@ -18,11 +18,11 @@ from .parts.reader import Reader
 from .parts.widget import quiet, scripts, style, widget
 from .parts.words import duration
 from .studio import Studio, dataset_title
-from .tabs import compare, dataset, recipe, train
+from .tabs import compare, dataset, help, library, recipe, system, train
 from .theme import theme
 from .workspace import Draft
 
-SCREENS = ("dataset", "recipe", "train", "compare")
+SCREENS = ("dataset", "recipe", "train", "compare", "library", "system", "help")
 ICON = Path(__file__).resolve().parent / "parts" / "icon.svg"
 DAY = (3600, 86400)
 NOTICE = '<p class="t-notice" role="note">{{value}}</p>'
@@ -87,6 +87,7 @@ def build(studio: Studio) -> gr.Blocks:
                 live = train.build(studio, session)
             with gr.Tab("Compare", id="compare") as compare_tab:
                 board = compare.build(studio)
+            _further(studio, session, tabs)
         page = Page(session, seen, tabs, frame, data, form, live, board)
         _clock(studio, blocks, page)
         _buttons(studio, page)
@@ -98,6 +99,18 @@ def build(studio: Studio) -> gr.Blocks:
             tab.select(partial(_shown, studio, screen), None, list(parts[:2]), **quiet())
         api.build(studio, begin)
     return blocks
+
+
+def _further(studio: Studio, session: gr.State, tabs: gr.Tabs) -> None:
+    """The screens beside the work: what there is, what this machine is, what the words mean."""
+    with gr.Tab("Library", id="library") as library_tab:
+        shelf = library.build(studio, session, tabs)
+    with gr.Tab("System", id="system") as system_tab:
+        machine = system.build(studio)
+    with gr.Tab("Help", id="help"):
+        help.build(studio)
+    library_tab.select(lambda: library.view(studio), None, [shelf], **quiet())
+    system_tab.select(lambda: system.view(studio), None, [machine], **quiet())
 
 
 def _shown(studio: Studio, screen: Any) -> tuple[Any, str]:

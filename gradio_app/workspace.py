@@ -80,6 +80,11 @@ class Workspace:
         """An unused folder for one comparison."""
         return self._new(self.compare, name)
 
+    def new_job(self, name: str) -> Path:
+        """An unused folder for a job that is neither run nor comparison; not served to browsers."""
+        (self.root / "jobs").mkdir(exist_ok=True)
+        return self._new(self.root / "jobs", name)
+
     def comparisons(self) -> list[Path]:
         """All comparisons, the newest first."""
         found = [p for p in self.compare.iterdir() if (p / "request.yaml").exists()]

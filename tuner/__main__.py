@@ -1,4 +1,4 @@
-"""`python -m tuner`: run, resume, check, cache, caption, sample, export, lora, describe, demo and app.
+"""`python -m tuner`: run, resume, check, cache, caption, sample, export, publish, lora, describe, demo and app.
 
 Exit code 0: done. 1: the user must change something; one sentence on stderr says what. 2: we failed.
 """
@@ -121,6 +121,16 @@ def _others(command: Command) -> None:
     sub.add_argument("--out", type=Path, help="folder (default: RUN/export, or RUN/export/step-000050)")
     sub = command("lora", toolbox.run, "Inspect, convert, merge, resize, extract and bake adapter files.")
     toolbox.add(sub)
+    sub = command("publish", publish, "Send an adapter with a card and its samples to the Hugging Face Hub.")
+    sub.add_argument("path", type=Path, metavar="RUN|FOLDER", help="a run folder, or a folder that holds an adapter")
+    sub.add_argument("--repo", required=True, metavar="OWNER/NAME", help="where it goes")
+    seen = sub.add_mutually_exclusive_group()
+    seen.add_argument("--private", dest="private", action="store_true", default=True, help="for you only (default)")
+    seen.add_argument("--public", dest="private", action="store_false", help="for everyone")
+    sub.add_argument("--message", default="Upload with Tuner", help="what the history of the repository says")
+    sub.add_argument("--update", action="store_true", help="send into a repository that exists already")
+    sub.add_argument("--dry-run", action="store_true", help="list what would be sent, and send nothing")
+    sub.add_argument("--job", type=Path, help="folder of the journal (default: a new one in the workspace)")
     sub = command("describe", describe, "List families, techniques and settings.")
     sub.add_argument("--markdown", action="store_true", help="the tables of the README")
     sub.add_argument("--json", action="store_true", help="JSON (the default)")
@@ -208,6 +218,13 @@ def export(arguments: argparse.Namespace) -> int:
         raise UserError(f"--formats has {', '.join(sorted(unknown))}; choose of {', '.join(get_args(recipe.Format))}.")
     save = {k: v for k, v in (("precision", arguments.precision), ("metadata", arguments.metadata)) if v}
     return importlib.import_module("tuner.jobs").export(arguments.path, formats, save, arguments.out)
+
+
+def publish(arguments: argparse.Namespace) -> int:
+    """See the command's help."""
+    job = importlib.import_module("tuner.publish")
+    wanted = job.Request(arguments.path, arguments.repo, arguments.private, arguments.message, arguments.update)
+    return job.main(wanted, arguments.job, arguments.dry_run)
 
 
 def describe(arguments: argparse.Namespace) -> int:

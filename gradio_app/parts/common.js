@@ -69,7 +69,7 @@ window.Tuner = window.Tuner || {};
   };
 
   const asked = new URL(window.location.href).searchParams.get("tab");
-  const screens = ["dataset", "recipe", "train", "compare"];
+  const screens = ["dataset", "recipe", "train", "compare", "library", "system", "help"];
   const tabs = () => [...document.querySelectorAll("#screens button[role=tab]")].filter((b) => b.textContent.trim());
   const tabOf = (name) => tabs().find((b) => b.textContent.trim().toLowerCase() === name);
   const go = (name) => {

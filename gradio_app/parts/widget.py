@@ -8,8 +8,8 @@ from typing import Any
 import gradio as gr
 
 HERE = Path(__file__).resolve().parent
-SCRIPTS = ("common", "frame", "grid", "recipe", "train", "compare")
-STYLES = ("controls", "frame", "grid", "recipe", "train", "compare")
+SCRIPTS = ("common", "frame", "grid", "recipe", "train", "compare", "library", "pages")
+STYLES = ("controls", "frame", "grid", "recipe", "train", "compare", "library")
 
 
 def scripts() -> str:

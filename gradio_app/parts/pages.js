@@ -1,0 +1,71 @@
+// System: what this machine and the workspace are. Help: terms, steps and keys, with a search.
+Tuner.system = (element, trigger, props, watch) =>
+  Tuner.widget(element, props, watch, (root) => {
+    const { h, slots } = Tuner;
+    const part = slots();
+    root.append(part.node("said", "div", { role: "status" }), part.node("all", "div", { class: "t-pages" }));
+    const panel = (title, ...content) => h("section", { class: "t-panel" }, h("h2", {}, title), content);
+    const facts = (rows) => h("dl", { class: "t-facts" }, rows.map(([k, v]) => [h("dt", {}, k), h("dd", {}, v)]));
+    const prune = (value) =>
+      h(
+        "button",
+        { class: "t-button t-small", type: "button", disabled: value.busy, onclick: () => trigger("prune", {}) },
+        value.busy ? "Clearing …" : "Clear the cache",
+      );
+    const look = () => {
+      const set = (dark) => () => Tuner.dark(dark);
+      return h(
+        "div",
+        { class: "t-row", role: "group", "aria-label": "Look" },
+        h("button", { class: "t-button t-small", type: "button", onclick: set(false) }, "Light"),
+        h("button", { class: "t-button t-small", type: "button", onclick: set(true) }, "Dark"),
+      );
+    };
+    return (value) => {
+      part.draw("said", value.said, (t) => t && h("p", { class: "t-said" }, t));
+      part.draw("all", value, (v) => [
+        panel("This machine", facts(v.machine)),
+        panel("Workspace", facts(v.workspace)),
+        panel("Cache", facts(v.cache), h("p", { class: "t-quiet" }, "All of it is made again when a run needs it."), prune(v)),
+        panel("Look", look()),
+        panel("Versions", facts(v.versions)),
+        panel("Licences", facts(v.licences)),
+      ]);
+    };
+  });
+Tuner.help = (element, trigger, props, watch) =>
+  Tuner.widget(element, props, watch, (root) => {
+    const { h, slots } = Tuner;
+    const part = slots();
+    let value = { sections: [] };
+    const find = h("input", {
+      class: "t-input",
+      type: "search",
+      id: "help-find",
+      placeholder: "Search: rank, bucket, guidance …",
+      "aria-label": "Search the help",
+    });
+    root.append(h("div", { class: "t-lib-head" }, find), part.node("all", "div", { class: "t-help" }));
+    const draw = () => {
+      const words = find.value.toLowerCase().split(/\s+/).filter(Boolean);
+      const fits = (e) => words.every((w) => (e.term + " " + e.text).toLowerCase().includes(w));
+      const left = value.sections.map((s) => ({ ...s, entries: s.entries.filter(fits) })).filter((s) => s.entries.length);
+      part.draw("all", left, (sections) =>
+        sections.length
+          ? sections.map((s) =>
+              h(
+                "section",
+                { class: "t-panel" },
+                h("h2", {}, s.title),
+                h("dl", { class: "t-terms" }, s.entries.map((e) => [h("dt", {}, e.term), h("dd", {}, e.text)])),
+              ),
+            )
+          : h("p", { class: "t-quiet" }, "Nothing is said about that here. Try a shorter word."),
+      );
+    };
+    find.addEventListener("input", draw);
+    return (now) => {
+      value = now;
+      draw();
+    };
+  });

@@ -1,0 +1,196 @@
+"""`tuner publish` against a stand-in of the Hub: what is sent, what never is, and what is said when it fails."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import struct
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+from PIL import Image, PngImagePlugin
+
+from tests.app.fake_hub import GOOD, READER, FakeHub, environment, hub
+from tests.app.helpers import ROOT
+from tuner import card, licences, publish
+from tuner.errors import UserError
+from tuner.events import Journal, follow
+
+
+@pytest.fixture
+def fake() -> Iterator[FakeHub]:
+    with hub() as made:
+        yield made
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A finished run over private pictures, with a sample that carries metadata."""
+    return finished_run(tmp_path / "home" / "runs" / "2026-11-28-cat", tmp_path / "secret-pictures")
+
+
+def finished_run(folder: Path, data: Path) -> Path:
+    """A run folder as the engine leaves it."""
+    (folder / "samples").mkdir(parents=True)
+    data.mkdir(exist_ok=True)
+    (data / "cat.txt").write_text("a caption that is nobody's business")
+    recipe = {
+        "name": "cat", "family": "sd1", "source": "stable-diffusion-v1-5/stable-diffusion-v1-5",
+        "adapter": {"kind": "lora", "rank": 8, "alpha": 8.0}, "data": [{"path": str(data), "trigger": "sks cat"}],
+        "media": {"resolutions": [512]}, "train": {"steps": 40, "lr": 1e-4, "batch": 2, "seed": 3},
+    }  # fmt: skip
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    hidden = PngImagePlugin.PngInfo()
+    hidden.add_text("where", str(data))
+    Image.new("RGB", (64, 48), (200, 40, 40)).save(folder / "samples" / "step-000040-0.png", pnginfo=hidden)
+    out = folder / "export" / "diffusers" / "pytorch_lora_weights.safetensors"
+    out.parent.mkdir(parents=True)
+    header = json.dumps({"__metadata__": {"format": "pt"}}).encode()
+    out.write_bytes(struct.pack("<Q", len(header)) + header)
+    (folder / "export" / "notes.txt").write_text("not to be sent")
+    journal = Journal(folder / "events.jsonl")
+    journal("started", pid=1, born=0.0, from_step=0, steps=40, name="cat", family="sd1")
+    journal("phase", name="cache pictures", done=12, of=12)
+    journal("step", step=40, of=40, loss=0.1)
+    journal("sample", step=40, files=[{"prompt": 'sks cat: a |"hat"', "file": "samples/step-000040-0.png"}])
+    journal("finished", step=40, seconds=4.0)
+    journal.close()
+    return folder
+
+
+def tuner(arguments: list[str], extra: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    """The command in a process of its own: huggingface_hub reads its settings when it is imported."""
+    variables = {**os.environ, "PYTHONPATH": str(ROOT), **extra}
+    command = [sys.executable, "-m", "tuner", "publish", *arguments]
+    return subprocess.run(command, env=variables, capture_output=True, text=True, timeout=60)
+
+
+def send(run: Path, fake: FakeHub, token: str = GOOD, *more: str) -> tuple[subprocess.CompletedProcess[str], Path]:
+    """Publish to me/cat with the journal in a folder of its own."""
+    job = run.parents[2] / "job"
+    extra = environment(fake, token, str(run.parents[2] / "hf"))
+    return tuner([str(run), "--repo", "me/cat", "--job", str(job), *more], extra), job
+
+
+def test_what_is_shown_is_what_is_sent_and_private(run: Path, fake: FakeHub) -> None:
+    shown, _ = send(run, fake, "", "--dry-run")
+    assert shown.returncode == 0, shown.stderr
+    assert fake.asked == []
+    listed = json.loads(shown.stdout)
+    done, job = send(run, fake)
+    assert done.returncode == 0, done.stderr
+    assert fake.private == {"me/cat": True} and fake.messages == ["Upload with Tuner"]
+    sent = fake.files["me/cat"]
+    assert {f["name"]: f["size"] for f in listed["files"]} == {name: len(data) for name, data in sent.items()}
+    assert set(sent) == {"README.md", "pytorch_lora_weights.safetensors", "samples/0.png"}
+    assert sent["README.md"].decode() == listed["card"]
+    last = follow(job / "events.jsonl")[0][-1]
+    assert last["kind"] == "finished" and last["url"] == f"{fake.url}/me/cat"
+
+
+def test_nothing_private_leaves(run: Path, fake: FakeHub) -> None:
+    send(run, fake)
+    everything = b"".join(fake.files["me/cat"].values())
+    for word in (b"secret-pictures", str(run.parents[2]).encode(), b"nobody's business"):
+        assert word not in everything
+    picture = Image.open(io.BytesIO(fake.files["me/cat"]["samples/0.png"]))
+    assert picture.info == {} and picture.getpixel((5, 5)) == (200, 40, 40)
+
+
+def test_the_card_reads_back(run: Path, tmp_path: Path) -> None:
+    request = publish.Request(run, "me/cat")
+    text = publish.pack(request, tmp_path / "job").card
+    head = yaml.safe_load(text.split("---\n")[1])
+    assert head["base_model"] == "stable-diffusion-v1-5/stable-diffusion-v1-5"
+    assert (head["base_model_relation"], head["library_name"]) == ("adapter", "diffusers")
+    assert (head["pipeline_tag"], head["license"]) == ("text-to-image", "creativeml-openrail-m")
+    assert head["instance_prompt"] == "sks cat" and "template:sd-lora" in head["tags"]
+    assert head["widget"] == [{"text": 'sks cat: a |"hat"', "output": {"url": "samples/0.png"}}]
+    assert "<Gallery />" in text and 'load_lora_weights("me/cat"' in text and "| Rank | 8 |" in text
+    assert "| Items in the data set | 12 |" in text
+
+
+def test_a_restricted_licence_is_named_and_linked() -> None:
+    recipe = {"family": "flux1", "adapter": {"kind": "lora"}}
+    dev = card.write(card.Facts("me/x", recipe, "black-forest-labs/FLUX.1-dev"))
+    head = yaml.safe_load(dev.split("---\n")[1])
+    assert head["license"] == "other" and head["license_name"] == "flux-1-dev-non-commercial-license"
+    assert head["license_link"] == "https://huggingface.co/black-forest-labs/FLUX.1-dev"
+    schnell = card.write(card.Facts("me/x", recipe, "black-forest-labs/FLUX.1-schnell"))
+    assert yaml.safe_load(schnell.split("---\n")[1])["license"] == "apache-2.0"
+
+
+@pytest.mark.parametrize(
+    ("token", "said"),
+    [("hf_wrongTokenWrongToken", "does not know this token"), (READER, "may not write to me/cat"), ("", "no token")],
+)
+def test_a_refusal_is_a_sentence(run: Path, fake: FakeHub, token: str, said: str) -> None:
+    done, job = send(run, fake, token)
+    last = follow(job / "events.jsonl")[0][-1]
+    assert done.returncode == 1 and last["kind"] == "failed" and said in last["error"]
+    assert "Traceback" not in done.stderr and fake.files == {}
+
+
+def test_an_existing_repository_is_left_alone_unless_asked(run: Path, fake: FakeHub) -> None:
+    fake.files["me/cat"] = {}
+    done, _ = send(run, fake)
+    assert done.returncode == 1 and "me/cat exists already" in done.stderr and fake.files["me/cat"] == {}
+    done, _ = send(run, fake, GOOD, "--update")
+    assert done.returncode == 0 and "README.md" in fake.files["me/cat"]
+
+
+def test_too_large_and_offline(run: Path, fake: FakeHub) -> None:
+    fake.full = True
+    done, job = send(run, fake)
+    assert "too large" in follow(job / "events.jsonl")[0][-1]["error"] and done.returncode == 1
+    gone = FakeHub()
+    done, job = send(run, gone)
+    assert "cannot be reached" in follow(job / "events.jsonl")[0][-1]["error"] and done.returncode == 1
+
+
+@pytest.mark.parametrize("token", [GOOD, READER, "hf_wrongTokenWrongToken"])
+def test_the_token_is_nowhere(run: Path, fake: FakeHub, token: str) -> None:
+    done, _ = send(run, fake, token)
+    assert token not in done.stdout + done.stderr and not any(token in url for url in fake.asked)
+    for path in run.parents[2].rglob("*"):
+        assert not path.is_file() or token.encode() not in path.read_bytes(), path
+
+
+def test_what_cannot_be_published_says_why(run: Path, tmp_path: Path) -> None:
+    for repo in ("cat", "me/../cat", "a/b/c", "me/c at", "me/--x", "https://x/y"):
+        with pytest.raises(UserError, match="owner/name"):
+            publish.main(publish.Request(run, repo), tmp_path / "job", dry=True)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="no exported adapter"):
+        publish.main(publish.Request(tmp_path / "empty", "me/cat"), tmp_path / "job", dry=True)
+
+
+def test_links_and_headers_give_nothing_away(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    outside = tmp_path / "outside.safetensors"
+    outside.write_bytes(b"\0" * 16)
+    (run / "export" / "linked.safetensors").symlink_to(outside)
+    (run / "export" / "config.json").write_text(json.dumps({"_name_or_path": str(tmp_path), "rank": 4}))
+    parcel = publish.pack(publish.Request(run, "me/cat"), tmp_path / "job")
+    sent = {part.name: part.path.read_text() for part in parcel.parts if part.name.endswith(".json")}
+    assert json.loads(sent["config.json"]) == {"rank": 4}
+    assert "linked.safetensors" not in {part.name for part in parcel.parts}
+    monkeypatch.setenv("TUNER_HOME", str(tmp_path / "home"))
+    header = json.dumps({"__metadata__": {"from": f"{tmp_path}/home/runs/x"}}).encode()
+    (run / "export" / "told.safetensors").write_bytes(struct.pack("<Q", len(header)) + header)
+    with pytest.raises(UserError, match=r"told\.safetensors names a folder"):
+        publish.pack(publish.Request(run, "me/cat"), tmp_path / "job")
+
+
+def test_the_table_of_licences_knows_every_family() -> None:
+    from tuner import families
+
+    for name in families.names():
+        family = families.get(name)
+        assert licences.FAMILIES[name][:2] == (family.title, family.modality)
+    known = {(name, base) for name in families.names() for base in families.get(name).sources.values()}
+    assert set(licences.EXCEPTIONS) <= known
