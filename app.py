@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import secrets
 import sys
+from typing import Any
 
-from gradio_app.door import USER, door
-from gradio_app.main import LOCAL, build, serving
+from gradio_app import space
+from gradio_app.door import USER, Place, door, lan
+from gradio_app.main import build, serving
 from gradio_app.studio import Studio, open_studio
 
 LEAST = 12
@@ -21,7 +23,7 @@ def main(arguments: list[str] | None = None, studio: Studio | None = None) -> No
     if away and len(password) < LEAST:
         sys.exit(f"The password must have at least {LEAST} characters when others can reach the app.")
     studio = studio or open_studio()
-    hosts = ["*"] if away else LOCAL
+    place = lan(options.name, options.share) if away else Place()
     page = build(studio)
     page.queue(default_concurrency_limit=4, max_size=64)
     _, address, public = page.launch(
@@ -30,7 +32,7 @@ def main(arguments: list[str] | None = None, studio: Studio | None = None) -> No
         share=options.share,
         auth=door(password) if password else None,
         prevent_thread_lock=True,
-        **serving(studio, hosts),
+        **serving(studio, place),
     )
     page.share = False  # so that a share link, too, is served our own files and not a copy from elsewhere
     _say(f"Tuner is at {address}")
@@ -54,9 +56,26 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--port", type=int, default=7860, help="port to listen on")
     parser.add_argument("--share", action="store_true", help="also open a public link, behind a password")
+    parser.add_argument(
+        "--name", action="append", default=[], metavar="HOST", help="a further host name under which others reach it"
+    )
     parser.add_argument("--password", default="", help="password to ask for (user: tuner); made up when one is needed")
     return parser.parse_args(arguments)
 
 
+def on_space() -> tuple[Any, dict[str, Any]]:
+    """The page of a Hugging Face Space, and how it is served there."""
+    studio = open_studio()
+    page = build(studio)
+    page.queue(default_concurrency_limit=4, max_size=64)
+    return page, serving(studio, space.PLACE)
+
+
+# A Space looks for `demo` in this file, and runs the file.
+demo, served = on_space() if space.space_id() else (None, {})
+
 if __name__ == "__main__":
-    main()
+    if demo is None:
+        main()
+    else:
+        demo.launch(server_name="0.0.0.0", share=False, **served)

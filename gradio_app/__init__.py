@@ -5,9 +5,16 @@ The settings below must stand before gradio is imported: nothing leaves this mac
 
 from __future__ import annotations
 
+import importlib
 import os
+from typing import Any
 
 from tuner.home import home
+
+from . import space
+
+if (_kept := space.storage()) is not None:
+    os.environ.setdefault("TUNER_HOME", str(_kept))
 
 for _name, _value in {
     "GRADIO_ANALYTICS_ENABLED": "False",
@@ -18,3 +25,8 @@ for _name, _value in {
     os.environ[_name] = _value
 for _name in ("GRADIO_VIBE_MODE", "GRADIO_SHARE", "GRADIO_ALLOWED_PATHS", "GRADIO_SERVER_NAME"):
     os.environ.pop(_name, None)
+
+
+def launch(**options: Any) -> Any:
+    """Start the app in a notebook; see `gradio_app.notebook.launch`."""
+    return importlib.import_module("gradio_app.notebook").launch(**options)

@@ -11,19 +11,21 @@ from typing import Any
 
 import gradio as gr
 from starlette.middleware import Middleware
-from starlette.middleware.trustedhost import TrustedHostMiddleware
 
+from . import api, space
+from .door import Guard, Place
 from .parts.reader import Reader
 from .parts.widget import quiet, scripts, style, widget
 from .parts.words import duration
 from .studio import Studio, dataset_title
 from .tabs import compare, dataset, recipe, train
 from .theme import theme
+from .workspace import Draft
 
 SCREENS = ("dataset", "recipe", "train", "compare")
 ICON = Path(__file__).resolve().parent / "parts" / "icon.svg"
 DAY = (3600, 86400)
-LOCAL = ["127.0.0.1", "localhost", "[::1]"]
+NOTICE = '<p class="t-notice" role="note">{{value}}</p>'
 
 
 def frame_view(studio: Studio) -> dict[str, Any]:
@@ -71,6 +73,10 @@ def build(studio: Studio) -> gr.Blocks:
     with gr.Blocks(title="Tuner", analytics_enabled=False, fill_width=True, delete_cache=DAY) as blocks:
         session, seen = gr.State({"run": "", "said": "", "nonce": 0.0}), gr.State({})
         frame = widget("frame", frame_view(studio), "frame", ("openjob",))
+        if space.space_id():
+            gr.LoginButton(size="sm", elem_id="login")
+        if said := space.notice():
+            gr.HTML(said, html_template=NOTICE, js_on_load=None, elem_id="notice", padding=False)
         with gr.Tabs(elem_id="screens", selected="dataset") as tabs:
             with gr.Tab("Dataset", id="dataset") as dataset_tab:
                 data = dataset.build(studio)
@@ -89,6 +95,7 @@ def build(studio: Studio) -> gr.Blocks:
             (compare_tab, compare, board),
         ):
             tab.select(partial(_shown, studio, screen), None, list(parts[:2]), **quiet())
+        api.build(studio, begin)
     return blocks
 
 
@@ -181,9 +188,9 @@ def tick(studio: Studio, known: dict[str, Any], seen: dict[str, str]) -> tuple[A
     )
 
 
-def begin(studio: Studio) -> tuple[str, str]:
-    """Check, then start training: the name of the run, or what stands in the way."""
-    draft = studio.project.draft()
+def begin(studio: Studio, draft: Draft | None = None) -> tuple[str, str]:
+    """Check, then start training what the page prepares, or `draft`: the run, or what stands in the way."""
+    draft = draft or studio.project.draft()
     running = studio.running()
     if running is not None:
         return "", f"{running.folder.name} is training now. Stop it first, or wait for its end."
@@ -208,14 +215,17 @@ def pick_run(studio: Studio, wanted: str) -> str:
     return next(iter(studio.workspace.run_names()), "")
 
 
-def serving(studio: Studio, hosts: list[str]) -> dict[str, Any]:
-    """How the page is served: only the workspace's pictures, only to these hosts, nothing from elsewhere."""
+def serving(studio: Studio, place: Place) -> dict[str, Any]:
+    """How the page is served: only the workspace's pictures, only as this place allows, nothing from elsewhere."""
+    guards = [Middleware(Guard, place=place, uploads=studio.workspace.uploads)]
+    if space.space_id():
+        guards.append(Middleware(space.OwnersOnly))
     return {
         "theme": theme(),
         "css": style(),
         "head": scripts(),
         "allowed_paths": studio.workspace.served(),
-        "app_kwargs": {"middleware": [Middleware(TrustedHostMiddleware, allowed_hosts=hosts)]},
+        "app_kwargs": {"middleware": guards},
         "run_history": False,
         "enable_monitoring": False,
         "ssr_mode": False,
