@@ -45,6 +45,10 @@ class LocalLauncher:
         path.write_text(request, encoding="utf-8")
         self._start(folder, "sample", str(path), "--out", str(folder))
 
+    def caption(self, folder: Path, path: Path, options: list[str]) -> None:
+        """Write captions for the items of `path`; the journal and the log lie in `folder`."""
+        self._start(folder, "caption", str(path), *options, "--job", str(folder))
+
     def ask(self, folder: Path, request: str) -> None:
         """Leave a request ("stop", "save", "sample") that the run takes at its next step border."""
         control = folder / "control"

@@ -23,6 +23,8 @@ class Studio:
     catalog: Catalog
     checker: Checker
     project: Project
+    doctor: Checker
+    """Asked on request only: it looks at every file."""
 
     def running(self) -> Reader | None:
         """The run that trains now, whoever started it."""
@@ -42,9 +44,9 @@ def open_studio(workspace: Workspace | None = None, command: tuple[str, ...] | N
     workspace = workspace or Workspace()
     launcher = LocalLauncher(command) if command else LocalLauncher()
     cache = workspace.root / "cache"
-    return Studio(
-        workspace, launcher, Catalog(launcher, cache), Checker(launcher, cache / "checks"), Project(workspace)
-    )
+    checker = Checker(launcher, cache / "checks")
+    doctor = Checker(launcher, cache / "doctor", ("--data",))
+    return Studio(workspace, launcher, Catalog(launcher, cache), checker, Project(workspace), doctor)
 
 
 def dataset_title(name: str) -> str:

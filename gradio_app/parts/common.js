@@ -30,6 +30,8 @@ window.Tuner = window.Tuner || {};
     image: "M2.5 3h11v10h-11zM2.5 11l3.2-3.2 2.6 2.6 2-2 3.2 3.2M10.5 6.2v.1",
     search: "M7 2.5a4.5 4.5 0 100 9 4.5 4.5 0 000-9zM10.4 10.4L14 14",
     info: "M8 2a6 6 0 100 12A6 6 0 008 2zM8 7.2v3.6M8 5v.1",
+    play: "M5 3.5v9l7.5-4.5z",
+    sound: "M2.5 6v4h2.5l3.5 3V3L5 6zM11 6a3 3 0 010 4M12.7 4.2a5.5 5.5 0 010 7.6",
     chevron: "M4 6l4 4 4-4",
   };
   const icon = (name, size = 16) =>
