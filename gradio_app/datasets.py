@@ -11,15 +11,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageOps
-
+from .media import BROKEN, ENDINGS, still, unreadable
 from .parts.names import safe_file, safe_stem, unused
 
-ENDINGS = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif"}
 EDGE = 320
 DEMO = "demo"
-MOST_PIXELS = 89_000_000
-TOO_LARGE = "it has far too many pixels; make it smaller than 89 megapixels"
 
 
 @dataclass
@@ -88,7 +84,9 @@ class DataSets:
             if wish.endswith(".txt"):
                 texts.append((path, safe_file(original)))
                 continue
-            problem = unreadable(path) if Path(wish).suffix in ENDINGS else "it is not a picture"
+            ending = Path(wish).suffix
+            known = ending in ENDINGS
+            problem = unreadable(path, ending) if known else "it is no picture, video or sound"
             if problem:
                 added.left_out.append(f"{original}: {problem}")
                 continue
@@ -126,6 +124,10 @@ class DataSets:
             if file.exists():
                 file.replace(aside / file.name)
 
+    def left_out(self, name: str) -> list[str]:
+        """What was moved aside and can come back."""
+        return sorted(p.name for p in self._aside(name).iterdir() if p.suffix.lower() in ENDINGS)
+
     def restore(self, name: str, picture: str) -> None:
         """Undo `remove`."""
         folder, aside = self.folder(name), self._aside(name)
@@ -154,16 +156,11 @@ class DataSets:
             if known.exists():
                 return known
         try:
-            with Image.open(picture) as image:
-                if image.width * image.height > MOST_PIXELS:
-                    return None
-                image.draft("RGB", (EDGE, EDGE))
-                shown = ImageOps.exif_transpose(image)
-                shown.thumbnail((EDGE, EDGE))
-                clear = "A" in shown.getbands() or "transparency" in shown.info
-                small = self.thumbs / (f"{key}-clear.png" if clear else f"{key}.jpg")
-                shown.convert("RGBA" if clear else "RGB").save(small, quality=88)
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+            shown = still(picture, EDGE)
+            clear = "A" in shown.getbands() or "transparency" in shown.info
+            small = self.thumbs / (f"{key}-clear.png" if clear else f"{key}.jpg")
+            shown.convert("RGBA" if clear else "RGB").save(small, quality=88)
+        except BROKEN:
             return None
         return small
 
@@ -199,19 +196,3 @@ class DataSets:
         stems = {Path(t).stem for t in taken if not t.endswith(".txt")}
         stem = unused(Path(wish).stem.replace(".", "-"), stems)
         return f"{stem}{Path(wish).suffix}"
-
-
-def unreadable(path: Path) -> str:
-    """Why a file is no usable picture; empty when it is one."""
-    try:
-        with Image.open(path) as image:
-            if image.width * image.height > MOST_PIXELS:
-                return TOO_LARGE
-            if min(image.size) < 16:
-                return f"it is only {image.width} by {image.height} pixels"
-            image.load()
-    except Image.DecompressionBombError:
-        return TOO_LARGE
-    except (OSError, ValueError, SyntaxError):
-        return "it is damaged or not a picture"
-    return ""

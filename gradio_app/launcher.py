@@ -56,6 +56,10 @@ class LocalLauncher:
         """Send to the Hub. A token is handed over in the environment: an argument list can be read by anyone."""
         self._start(folder, *arguments, environment={"HF_TOKEN": token} if token else {})
 
+    def caption(self, folder: Path, path: Path, options: list[str]) -> None:
+        """Write captions for the items of `path`; the journal and the log lie in `folder`."""
+        self._start(folder, "caption", str(path), *options, "--job", str(folder))
+
     def ask(self, folder: Path, request: str) -> None:
         """Leave a request ("stop", "save", "sample") that the run takes at its next step border."""
         control = folder / "control"

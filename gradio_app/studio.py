@@ -25,6 +25,8 @@ class Studio:
     checker: Checker
     project: Project
     queue: Queue
+    doctor: Checker
+    """Asked on request only: it looks at every file."""
 
     def running(self) -> Reader | None:
         """The run that trains now, whoever started it."""
@@ -51,6 +53,7 @@ def open_studio(workspace: Workspace | None = None, command: tuple[str, ...] | N
         Checker(launcher, cache / "checks"),
         Project(workspace),
         Queue(workspace, launcher),
+        Checker(launcher, cache / "doctor", ("--data",)),
     )
 
 

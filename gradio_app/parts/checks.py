@@ -19,8 +19,8 @@ KEPT = 90
 class Checker:
     """Answers of the engine about a recipe. `want` says which recipe matters, `poll` moves things on."""
 
-    def __init__(self, launcher: LocalLauncher, folder: Path) -> None:
-        self.launcher, self.folder = launcher, folder
+    def __init__(self, launcher: LocalLauncher, folder: Path, options: tuple[str, ...] = ("--items",)) -> None:
+        self.launcher, self.folder, self.options = launcher, folder, options
         folder.mkdir(parents=True, exist_ok=True)
         _prune(folder)
         self._lock = threading.RLock()
@@ -37,6 +37,10 @@ class Checker:
                 self._wanted, self._since = key, time.monotonic()
                 (self.folder / f"{key}.yaml").write_text(recipe, encoding="utf-8")
         return key
+
+    def asked(self, key: str) -> bool:
+        """Whether this is the question that is open."""
+        return key == self._wanted
 
     def poll(self) -> dict[str, Any] | None:
         """The answer for the wanted recipe, or nothing while it is open; starts the child when all is quiet."""
@@ -78,7 +82,7 @@ class Checker:
     def _run(self, key: str) -> None:
         out = self.folder / f"{key}.json"
         out.unlink(missing_ok=True)
-        self._running = (key, self.launcher.once("check", str(self.folder / f"{key}.yaml"), out=out))
+        self._running = (key, self.launcher.once("check", str(self.folder / f"{key}.yaml"), *self.options, out=out))
 
 
 def digest(recipe: str, stamp: str) -> str:

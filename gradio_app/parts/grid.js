@@ -2,18 +2,22 @@
 Tuner.grid = (element, trigger, props, watch, upload) =>
   Tuner.widget(element, props, watch, (root) => {
     const { h, icon, slots, file } = Tuner;
+    const ORIGIN = { you: "Written by you", auto: "Written automatically", imported: "Came with the files" };
     const part = slots();
+    let found = new Set();
+    const use = (item) => (value.uses || {})[item.id] || {};
     let value = {},
       only = "all",
       words = "",
       editing = "",
+      chosen = "",
       busy = 0;
     const cards = new Map();
 
     const picker = h("input", {
       type: "file",
       multiple: true,
-      accept: "image/*,.txt",
+      accept: "image/*,video/*,audio/*,.mkv,.avi,.opus,.flac,.txt,.zip",
       class: "t-hidden",
       "aria-label": "Choose pictures",
       id: "pictures-input",
@@ -51,7 +55,7 @@ Tuner.grid = (element, trigger, props, watch, upload) =>
     const drop = h(
       "div",
       { class: "t-drop-veil" },
-      h("span", {}, icon("upload", 20), "Drop pictures here; .txt files become their captions"),
+      h("span", {}, icon("upload", 20), "Drop pictures, videos, sounds or a zip here; .txt files become their captions"),
     );
     let depth = 0;
     root.addEventListener("dragenter", (e) => {
@@ -77,7 +81,10 @@ Tuner.grid = (element, trigger, props, watch, upload) =>
     const shown = () =>
       (value.items || []).filter(
         (i) =>
-          (only === "all" || (only === "bare" && !i.caption) || (only === "warn" && i.warn)) &&
+          (only === "all" || (only === "bare" && !i.caption) ||
+            (only === "warn" && i.warn) ||
+            (only === "unused" && use(i).unused) ||
+            (only === "found" && found.has(i.id))) &&
           (!words || (i.caption + " " + i.id).toLowerCase().includes(words)),
       );
 
@@ -99,7 +106,7 @@ Tuner.grid = (element, trigger, props, watch, upload) =>
         const text = area.value.replace(/\s+/g, " ").trim();
         if (save && text !== item.caption) {
           item.caption = text;
-          item.origin = "user";
+          item.origin = text ? "you" : "";
           trigger("caption", { id, text });
         }
         fillCard(card, item, true);
@@ -140,7 +147,15 @@ Tuner.grid = (element, trigger, props, watch, upload) =>
       card.art.replaceChildren(
         item.thumb
           ? h("img", { src: file(item.thumb), alt: item.caption || item.id, loading: "lazy" })
-          : h("span", { class: "t-noart" }, icon("image", 28)),
+          : h("span", { class: "t-noart" }, icon(item.kind === "audio" ? "sound" : "image", 28)),
+        item.kind !== "image" ? h("span", { class: "t-kind" }, icon(item.kind === "audio" ? "sound" : "play", 12), item.size) : "",
+        h("button", {
+          class: "t-look",
+          type: "button",
+          "aria-label": `Show ${item.id}`,
+          title: `${item.id} · ${item.size}`,
+          onclick: () => choose(item.id),
+        }),
         item.warn
           ? h("span", { class: "t-badge t-bad", title: item.warn }, icon("warn", 12), item.badge || "Look")
           : "",
@@ -151,9 +166,9 @@ Tuner.grid = (element, trigger, props, watch, upload) =>
           {
             class: "t-remove",
             type: "button",
-            "aria-label": `Remove ${item.id}`,
-            title: "Remove from this data set",
-            onclick: () => trigger("remove", { id: item.id }),
+            "aria-label": `Leave out ${item.id}`,
+            title: "Leave out of this data set",
+            onclick: () => trigger("remove", { ids: [item.id] }),
           },
           icon("close", 14),
         ),
@@ -169,6 +184,7 @@ Tuner.grid = (element, trigger, props, watch, upload) =>
             onclick: () => edit(item.id),
           },
           h("span", {}, item.caption || "Write a caption"),
+          item.origin && h("i", { class: "t-origin", "data-origin": item.origin, title: ORIGIN[item.origin] }),
         ),
       );
     };
@@ -214,13 +230,226 @@ Tuner.grid = (element, trigger, props, watch, upload) =>
         "button",
         { class: "t-dropzone", type: "button", onclick: () => picker.click() },
         h("span", { class: "t-dropzone-icon" }, icon("upload", 26)),
-        h("strong", {}, "Drop your pictures here"),
+        h("strong", {}, "Drop your pictures, videos or sounds here"),
         h(
           "span",
           {},
-          "Ten to forty of one person, style or object are plenty. They are copied; your own files stay as they are.",
+          "Ten to forty of one person, style or object are plenty; a zip will do. They are copied: your own files stay as they are.",
         ),
       );
+
+    // The chosen item large, with what training will see of it.
+    const choose = (id) => {
+      chosen = chosen === id ? "" : id;
+      side();
+    };
+    const side = () => {
+      const item = (value.items || []).find((i) => i.id === chosen);
+      for (const [id, card] of cards) card.node.classList.toggle("t-chosen", !!item && id === chosen);
+      const doctor = value.doctor || {};
+      root.classList.toggle("t-with-side", !!item || !!doctor.busy || !!doctor.findings || !!doctor.error);
+      part.draw("look", item && [item, use(item)], (data) => data && looked(...data));
+      part.draw("doctor", doctor, findings);
+    };
+    const looked = (item, used) => [
+      h(
+        "div",
+        { class: "t-side-head" },
+        h("strong", {}, item.id),
+        h("button", { class: "t-ghost", type: "button", "aria-label": "Close", onclick: () => choose(item.id) }, icon("close")),
+      ),
+      media(item, used),
+      facts(item, used),
+    ];
+    const media = (item, used) => {
+      const broken = (e) => e.target.replaceWith(h("p", { class: "t-quiet" }, "This browser cannot play this kind of file; training can use it."));
+      if (item.kind === "audio") return h("audio", { controls: true, src: file(item.file), onerror: broken, "aria-label": item.id });
+      if (item.kind === "video")
+        return h("video", { controls: true, muted: true, loop: true, src: file(item.file), poster: file(item.thumb), onerror: broken, "aria-label": item.id });
+      return h("div", { class: "t-look-art" }, item.thumb && h("img", { src: file(item.thumb), alt: item.caption || item.id }), frame(used));
+    };
+    const frame = (used) => {
+      if (!used.crop || !used.scaled) return null;
+      const [w, tall] = used.scaled,
+        [left, top, right, bottom] = used.crop;
+      const box = h("span", { class: "t-crop", role: "img", "aria-label": "The part that is trained" });
+      box.style.left = (100 * left) / w + "%";
+      box.style.top = (100 * top) / tall + "%";
+      box.style.width = (100 * (right - left)) / w + "%";
+      box.style.height = (100 * (bottom - top)) / tall + "%";
+      return box;
+    };
+    const facts = (item, used) => {
+      const rows = [["Size", item.size]];
+      if (used.bucket) rows.push(["Trained at", `${used.bucket[0]} × ${used.bucket[1]}`]);
+      if (used.crop) {
+        const whole = used.scaled[0] * used.scaled[1],
+          kept = (used.crop[2] - used.crop[0]) * (used.crop[3] - used.crop[1]);
+        rows.push(["Kept of it", `${Math.round((100 * kept) / whole)} %`]);
+      }
+      if (used.frames) rows.push(["Frames", String(used.frames)]);
+      if (used.unused) rows.push(["Not used", String(used.unused)]);
+      if (item.origin) rows.push(["Caption", ORIGIN[item.origin]]);
+      if (item.warn) rows.push(["Look at", item.warn]);
+      return h("dl", { class: "t-facts" }, rows.map(([k, v]) => [h("dt", {}, k), h("dd", { title: v }, v)]));
+    };
+    const findings = (doctor) => {
+      if (doctor.busy) return h("p", { class: "t-busy", role: "status" }, "Looking at every file …");
+      if (doctor.error) return h("p", { class: "t-said t-bad", role: "status" }, doctor.error);
+      if (!doctor.findings) return null;
+      if (!doctor.findings.length) return h("p", { class: "t-note", role: "status" }, "Nothing odd was found.");
+      return [
+        h("h3", {}, "What was found"),
+        doctor.findings.map((f) =>
+          h(
+            "div",
+            { class: "t-finding", "data-level": f.level },
+            h("p", {}, f.text),
+            h(
+              "div",
+              { class: "t-row" },
+              f.items.length > 0 && h("button", { class: "t-button t-small", type: "button", onclick: () => showFound(f.items) }, "Show"),
+              f.leave.length > 0 &&
+                h("button", { class: "t-button t-small", type: "button", onclick: () => trigger("remove", { ids: f.leave }) }, `Leave out ${f.leave.length}`),
+              Object.keys(f.remedy).length > 0 &&
+                h(
+                  "button",
+                  { class: "t-button t-small", type: "button", onclick: () => trigger("remedy", { remedy: f.remedy }) },
+                  "Set " + Object.entries(f.remedy).map(([k, v]) => `${k} = ${[v].flat().join(", ")}`).join("; "),
+                ),
+            ),
+          ),
+        ),
+      ];
+    };
+    const showFound = (names) => {
+      found = new Set(names);
+      only = "found";
+      place();
+      part.draw("tools", [value.trigger, value.counts, value.name, only], tools);
+    };
+
+    const small = (text, onclick, more = {}) => h("button", { class: "t-button t-small", type: "button", onclick, ...more }, text);
+    const buttons = ([changed, aside, many, busyNow]) => [
+      many > 0 && small("Caption automatically", auto, { disabled: busyNow }),
+      many > 0 && small("Change many captions", bulk),
+      changed > 0 && small(`Undo change of ${changed}`, () => trigger("unbulk", {})),
+      many > 0 && small("Examine", () => trigger("examine", {})),
+      aside.length > 0 && small(`Left out ${aside.length}`, asideList),
+    ];
+    let dismissed = "";
+    const working = (job) => {
+      const live = job.state === "running";
+      if (!live && dismissed === job.text) return null;
+      const hide = (e) => {
+        dismissed = job.text;
+        e.target.closest("[data-job]").remove();
+      };
+      return h(
+        "div",
+        { class: "t-note", "data-job": job.state },
+        live && h("progress", { max: job.of || 1, value: job.done, "aria-label": "Captions" }),
+        h("span", { role: "status" }, job.text),
+        live ? small("Stop", () => trigger("captionstop", {})) : small("Close", hide),
+      );
+    };
+    const strip = (plan) => {
+      if (!plan || plan.items === undefined) return null;
+      const buckets = plan.buckets.filter((b) => b.items);
+      const most = Math.max(1, ...buckets.map((b) => b.items));
+      const out = plan.unused || 0;
+      const text = `${plan.items + out} items → ${buckets.length} ${buckets.length === 1 ? "bucket" : "buckets"} → ${plan.items} used, ${out} left out`;
+      const row = (b) => {
+        const bar = h("span", { class: "t-bucket-bar" });
+        bar.style.width = (100 * b.items) / most + "%";
+        const size = [b.width ? `${b.width} × ${b.height}` : "", b.frames > 1 ? `${b.frames} frames` : "", b.seconds ? `${b.seconds} s` : ""];
+        return h("div", { class: "t-bucket" }, h("span", {}, size.filter(Boolean).join(" · ")), h("span", {}, bar), h("span", {}, String(b.items)));
+      };
+      return h("details", { class: "t-strip" }, h("summary", {}, text), buckets.map(row));
+    };
+
+    const field = (label, input) => h("label", { class: "t-field" }, h("span", {}, label), input);
+    const tick = (label, input) => h("label", { class: "t-inline" }, input, label);
+    const menu = (id, options) => h("select", { class: "t-input", id }, options.map(([v, text]) => h("option", { value: v }, text)));
+    const text = (id, more = {}) => h("input", { class: "t-input", id, maxlength: 400, ...more });
+    const sheetOf = (title, press, send_, ...parts) => {
+      const form = h(
+        "form",
+        {
+          class: "t-sheet",
+          onsubmit: (e) => {
+            e.preventDefault();
+            close();
+            send_();
+          },
+        },
+        parts,
+        h("div", { class: "t-row t-right" }, h("button", { class: "t-button", type: "submit" }, press)),
+      );
+      const close = Tuner.modal(title, form);
+      const first = form.querySelector("input, select");
+      if (first) first.focus();
+    };
+    let sheet = null;
+    const bulk = () => {
+      const act = menu("bulk-do", [["replace", "Find and replace"], ["prefix", "Put in front of every caption"]]);
+      const find = text("bulk-find"),
+        replace = text("bulk-replace"),
+        prefix = text("bulk-prefix");
+      const whole = h("input", { type: "checkbox" }),
+        exact = h("input", { type: "checkbox" });
+      const many = h("div", {}, field("Find", find), field("Replace with", replace), tick("Whole words", whole), tick("Same capitals", exact));
+      const front = h("div", { hidden: true }, field("Text in front", prefix));
+      act.addEventListener("change", () => {
+        many.hidden = act.value !== "replace";
+        front.hidden = !many.hidden;
+      });
+      const out = h("div", { class: "t-preview", role: "status" });
+      let asked = null;
+      const go = small("Change them", () => {
+        close();
+        sheet = null;
+        trigger("bulk", { ...asked, apply: true });
+      }, { disabled: true });
+      const look = (e) => {
+        e.preventDefault();
+        trigger("bulk", {
+          do: act.value, find: find.value, replace: replace.value, prefix: prefix.value, words: whole.checked, case: exact.checked,
+        });
+      };
+      const form = h("form", { class: "t-sheet", onsubmit: look }, field("What to do", act), many, front, out,
+        h("div", { class: "t-row t-right" }, h("button", { class: "t-button t-small", type: "submit" }, "Preview"), go));
+      form.addEventListener("input", () => {
+        go.disabled = true;
+      });
+      const close = Tuner.modal("Change many captions", form);
+      find.focus();
+      sheet = (preview) => {
+        asked = preview.asked;
+        go.disabled = !preview.rows.length;
+        const row = ([id, before, after]) =>
+          h("div", { class: "t-change" }, h("small", {}, id), h("del", {}, before || "no caption"), h("ins", {}, after || "no caption"));
+        out.replaceChildren(h("p", {}, preview.text), ...preview.rows.map(row));
+      };
+    };
+    const auto = () => {
+      const model = menu("auto-model", Object.entries(value.models || {}));
+      const purpose = menu("auto-purpose", (value.purposes || []).map((p) => [p, p]));
+      const again = h("input", { type: "checkbox" });
+      const go = () => trigger("autocaption", { model: model.value, purpose: purpose.value, again: again.checked });
+      sheetOf("Caption automatically", "Write captions", go, field("Captioner", model), field("What is to be learned", purpose),
+        tick("Write automatic captions anew", again), h("p", { class: "t-quiet" }, "Captions that you wrote or edited are never changed."));
+    };
+    const from_folder = () => {
+      const path = text("folder-path", { placeholder: "/home/me/pictures" });
+      sheetOf("Add a folder of this machine", "Copy", () => trigger("folder", { path: path.value }), field("Its path", path),
+        h("p", { class: "t-quiet" }, "Its pictures, videos, sounds and .txt captions are copied; the folder itself is only read."));
+    };
+    const asideList = () => {
+      const row = (id) => h("div", { class: "t-row" }, h("span", { class: "t-grow-text" }, id),
+        small("Bring back", (e) => { e.target.closest(".t-row").remove(); trigger("undo", { ids: [id] }); }, { "aria-label": `Bring back ${id}` }));
+      sheetOf("Left out", "Bring all back", () => trigger("undo", { ids: value.aside }), h("div", { class: "t-preview" }, value.aside.map(row)));
+    };
 
     const bar = h(
       "div",
@@ -229,12 +458,21 @@ Tuner.grid = (element, trigger, props, watch, upload) =>
       part.node("tools", "div", { class: "t-bar-group t-grow" }),
       part.node("add", "div", { class: "t-bar-group" }),
     );
+    const second = part.node("second", "div", { class: "t-bar t-bar-second" });
     root.append(
       bar,
+      second,
+      part.node("job"),
       part.node("note"),
       part.node("busy", "div", { class: "t-busy-line" }),
       part.node("none"),
-      grid,
+      h(
+        "div",
+        { class: "t-split" },
+        grid,
+        h("aside", { class: "t-side", "aria-label": "Details" }, part.node("look"), part.node("doctor")),
+      ),
+      part.node("plan"),
       drop,
       picker,
     );
@@ -279,21 +517,7 @@ Tuner.grid = (element, trigger, props, watch, upload) =>
         input,
       );
     };
-    return (fresh) => {
-      value = fresh;
-      part.draw("sets", value.sets, (sets) => {
-        const select = h(
-          "select",
-          { class: "t-input", "aria-label": "Data set" },
-          sets.map((o) => h("option", { value: o.name, selected: o.chosen }, `${o.title} (${o.count})`)),
-        );
-        select.addEventListener("change", () => trigger("pick", { name: select.value }));
-        return [
-          select,
-          h("button", { class: "t-button", type: "button", onclick: fresh_set }, icon("plus", 14), "New"),
-        ];
-      });
-      part.draw("tools", [value.trigger, value.counts, value.name], ([word, counts]) => {
+    const tools = ([word, counts]) => {
         const find = h("input", {
           type: "search",
           class: "t-input t-find",
@@ -305,9 +529,9 @@ Tuner.grid = (element, trigger, props, watch, upload) =>
           words = find.value.trim().toLowerCase();
           place();
         });
-        if (only !== "all" && !counts[only]) only = "all";
-        const seg = ["all", "bare", "warn"]
-          .filter((k) => k === "all" || counts[k])
+        if (only !== "all" && only !== "found" && !counts[only]) only = "all";
+        const seg = ["all", "bare", "warn", "unused", "found"]
+          .filter((k) => (k === "found" ? only === k : k === "all" || counts[k]))
           .map((k) =>
             h(
               "button",
@@ -324,9 +548,9 @@ Tuner.grid = (element, trigger, props, watch, upload) =>
                   place();
                 },
               },
-              { all: "All", bare: "No caption", warn: "Look at" }[k],
+              { all: "All", bare: "No caption", warn: "Look at", unused: "Unused", found: "Found" }[k],
               " ",
-              String(counts[k]),
+              String(k === "found" ? found.size : counts[k]),
             ),
           );
         return [
@@ -334,33 +558,54 @@ Tuner.grid = (element, trigger, props, watch, upload) =>
           find,
           seg.length > 1 && h("div", { class: "t-seg", role: "group", "aria-label": "Show" }, seg),
         ];
+      };
+    return (fresh) => {
+      value = fresh;
+      part.draw("sets", value.sets, (sets) => {
+        const select = h(
+          "select",
+          { class: "t-input", "aria-label": "Data set" },
+          sets.map((o) => h("option", { value: o.name, selected: o.chosen }, `${o.title} (${o.count})`)),
+        );
+        select.addEventListener("change", () => trigger("pick", { name: select.value }));
+        return [
+          select,
+          h("button", { class: "t-button", type: "button", onclick: fresh_set }, icon("plus", 14), "New"),
+        ];
       });
-      part.draw("add", 1, () =>
+      part.draw("tools", [value.trigger, value.counts, value.name, only], tools);
+      part.draw("second", [value.bulk, value.aside, (value.items || []).length, (value.job || {}).state === "running"], buttons);
+      part.draw("job", value.job, (job) => job && job.state && working(job));
+      part.draw("add", 1, () => [
         h(
           "button",
           { class: "t-button", type: "button", onclick: () => picker.click() },
           icon("upload", 14),
-          "Add pictures",
+          "Add files",
         ),
-      );
-      part.draw(
+        h("button", { class: "t-button", type: "button", onclick: from_folder }, "Folder"),
+      ]);
+      if (!value.keep) part.draw(
         "note",
         [value.note, value.undo],
         ([note, undo]) =>
-          (note || undo) &&
+          (note || undo.length > 0) &&
           h(
             "p",
             { class: "t-note", role: "status" },
             h("span", {}, note),
-            undo &&
+            undo.length > 0 &&
               h(
                 "button",
-                { class: "t-link", type: "button", onclick: () => trigger("undo", { id: undo }) },
+                { class: "t-link", type: "button", onclick: () => trigger("undo", { ids: undo }) },
                 icon("undo", 13),
                 "Undo",
               ),
           ),
       );
       place();
+      side();
+      part.draw("plan", value.plan, strip);
+      if (sheet && value.preview && value.preview.rows) sheet(value.preview);
     };
   });

@@ -18,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from tuner import events
 from tuner.__main__ import main as tuner_main
+from tuner.caption.book import Book
 
 
 def picture(path: Path, seed: int, learned: float) -> None:
@@ -115,10 +116,50 @@ def check(path: Path) -> int:
     plan = {
         "items": len(files), "unused": 0, "steps_per_epoch": len(files), "epochs": 5,
         "buckets": [{"width": 64, "height": 64, "items": len(files)}],
+        "uses": [
+            {"name": p.name, "dataset": 0, "kind": "image", "resolution": 64, "bucket": [64, 64],
+             "original": [128, 64], "scaled": [128, 64], "crop": [32, 0, 96, 64]} for p in files
+        ],
     }  # fmt: skip
     device = {"name": "cpu", "reason": "no GPU was found"}
     print(json.dumps({"ok": not problems, "problems": problems, "plan": plan, "device": device}))
     return int(bool(problems))
+
+
+def examine(path: Path) -> int:
+    """The first two pictures are copies; the recipe could be longer."""
+    recipe = yaml.safe_load(path.read_text())
+    names = sorted(p.name for p in Path(recipe["data"][0]["path"]).iterdir() if p.suffix == ".png")
+    copies = [{"dataset": 0, "name": name} for name in names[:2]]
+    findings = [
+        {"kind": "copies", "level": "warning", "text": "1 picture is a copy.", "items": [], "groups": [copies],
+         "remedy": {}},
+        {"kind": "few_views", "level": "warning", "text": "Seen too rarely.", "items": [], "groups": [],
+         "remedy": {"train.steps": 321}},
+    ]  # fmt: skip
+    print(json.dumps({"ok": False, "items": len(names), "findings": findings if len(names) > 1 else []}))
+    return 0
+
+
+def caption(folder: Path, arguments: list[str], pace: float) -> int:
+    """A caption for everything that has none, with the engine's own book."""
+    job = Path(arguments[arguments.index("--job") + 1])
+    word = arguments[arguments.index("--trigger") + 1] + ", " if "--trigger" in arguments else ""
+    journal = events.Journal(job / "events.jsonl")
+    journal("started", pid=os.getpid(), born=events.birth(os.getpid()), from_step=0, steps=0, name="captions")
+    book = Book.open(folder)
+    files = [p for p in sorted(folder.iterdir()) if p.suffix == ".png" and not p.with_suffix(".txt").exists()]
+    for done, path in enumerate(files, 1):
+        if take(job, "stop"):
+            journal("stopped")
+            return 0
+        time.sleep(pace * 5)
+        book.add(path.name, path.with_suffix(".txt"), f"{word}thing {done}", "basic", "general")
+        book.save()
+        journal("caption", item=path.name, text=f"thing {done}", done=done, of=len(files))
+        journal("phase", name="caption", done=done, of=len(files))
+    journal("finished")
+    return 0
 
 
 def sample(request: Path, folder: Path, pace: float) -> int:
@@ -158,7 +199,9 @@ def main() -> int:
     """PACE COMMAND ARGUMENTS."""
     pace, command, *rest = float(sys.argv[1]), *sys.argv[2:]
     if command == "check":
-        return check(Path(rest[0]))
+        return examine(Path(rest[0])) if "--data" in rest else check(Path(rest[0]))
+    if command == "caption":
+        return caption(Path(rest[0]), rest, pace)
     if command == "describe":
         return describe()
     if command == "lora":

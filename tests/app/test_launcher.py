@@ -276,4 +276,4 @@ def test_curves_are_thin_and_keep_spikes() -> None:
 
 
 def _rest(studio: Studio) -> tuple:
-    return studio.catalog, studio.checker, studio.project, studio.queue
+    return studio.catalog, studio.checker, studio.project, studio.queue, studio.doctor

@@ -84,6 +84,9 @@ class Book:
         In this order a kill in between leaves a note without a text, which is written on the next run; the other way
         round it would leave an automatic text that nobody knows.
         """
+        for name, (path, _) in list(self.waiting.items()):
+            if self.state(name, path if path.exists() else None) == "kept":  # somebody wrote one just now
+                del self.waiting[name]
         if not self.changed and not self.waiting:
             return []
         told = json.dumps({"version": 1, "captions": self.notes}, ensure_ascii=False, indent=0)

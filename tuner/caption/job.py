@@ -220,7 +220,7 @@ class Work:
     def __init__(self, request: Request, plan: Plan, captioner: Captioner, say: Say) -> None:
         self.request, self.plan, self.captioner, self.say = request, plan, captioner, say
         self.texts: dict[str, str] = {}
-        self.written = self.failed = self.empty = self.cut = 0
+        self.written = self.failed = self.empty = self.cut = self.passed = 0
 
     def go(self, controls: Controls) -> str:
         """Caption everything; returns "finished" or "stopped". Raises `UserError` if nothing could be."""
@@ -292,6 +292,10 @@ class Work:
             text = f"{self.captioner.name} has nothing to say about {place.name}; no caption is written."
             self.say("warning", where=str(place.path), text=text)
             return
+        if self.plan.book.state(place.name, place.text if place.text.exists() else None) == "kept":
+            self.passed += 1
+            self.say("note", text=f"{place.name} was given a caption by hand meanwhile, which stays.")
+            return
         text = with_trigger(said.text, self.request.asked.trigger)
         self.texts[place.name] = text
         self.plan.book.add(place.name, place.text, text, self.captioner.name, self.request.asked.purpose)
@@ -308,5 +312,5 @@ class Work:
             text = f"{count} cut at the limit of {limit} tokens, back to the last whole sentence where there was one"
             self.say("warning", where="--max-tokens", text=f"{text}; raise --max-tokens for longer ones.")
         if end == "stopped":
-            rest = len(self.plan.todo) - self.written - self.failed - self.empty
+            rest = len(self.plan.todo) - self.written - self.failed - self.empty - self.passed
             self.say("note", text=f"Stopped with {rest} items to go; the same command goes on with them.")

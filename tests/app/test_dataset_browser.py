@@ -1,0 +1,97 @@
+"""The Dataset screen in headless Chromium: hundreds of pictures, captions of many, automatic captions, findings."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from tests.app.browser import Page, Window, expect, shot
+from tests.app.helpers import served
+
+pytestmark = pytest.mark.browser
+
+
+def many(folder: Path, number: int) -> list[str]:
+    """Small pictures, all different."""
+    folder.mkdir()
+    for i in range(number):
+        Image.new("RGB", (96, 64), (i % 256, i // 256, 120)).save(folder / f"p{i:03}.png")
+    return [str(path) for path in sorted(folder.iterdir())]
+
+
+def test_five_hundred_pictures(context: Window, tmp_path: Path) -> None:
+    page = context[0].new_page()
+    with served(tmp_path / "home") as address:
+        page.goto(address)
+        expect(page.locator(".t-card")).to_have_count(24)
+        began = time.monotonic()
+        page.set_input_files("#pictures-input", many(tmp_path / "in", 500))
+        expect(page.locator(".t-card")).to_have_count(500)
+        came = time.monotonic()
+        page.locator(".t-caption").nth(400).click()
+        page.keyboard.type("the four hundred and first")
+        page.keyboard.press("Enter")
+        page.keyboard.press("Escape")
+        expect(page.get_by_text("499 have no caption")).to_be_visible()
+        print(f"\n500 pictures uploaded in {came - began:.1f} s; one caption edited in {time.monotonic() - came:.1f} s")
+        assert time.monotonic() - came < 10
+        began = page.evaluate("performance.now()")
+        page.get_by_label("Find in captions").fill("four hundred")
+        expect(page.locator(".t-card")).to_have_count(1)
+        assert page.evaluate("performance.now()") - began < 2000
+
+
+def test_captions_findings_and_crop(context: Window, tmp_path: Path) -> None:
+    page = context[0].new_page()
+    with served(tmp_path / "home", "0.02") as address:
+        page.goto(address)
+        page.set_input_files("#pictures-input", many(tmp_path / "in", 6))
+        expect(page.locator(".t-card")).to_have_count(6)
+        caption_all(page)
+        change_many(page)
+        examine(page)
+        page.get_by_label("Show p003.png").click()
+        expect(page.locator(".t-crop")).to_be_visible()
+        expect(page.locator(".t-side")).to_contain_text("64 × 64")
+        shot(page, "dataset-details")
+        page.get_by_role("button", name="Light or dark").click()
+        shot(page, "dataset-details-dark")
+
+
+def caption_all(page: Page) -> None:
+    """A job with progress that a reload finds again."""
+    page.get_by_role("button", name="Caption automatically").click()
+    page.get_by_label("Captioner").select_option("basic")
+    page.get_by_role("button", name="Write captions").click()
+    expect(page.locator("[data-job]")).to_be_visible()
+    page.reload()
+    expect(page.get_by_text("6 captions written.")).to_be_visible()
+    expect(page.locator(".t-caption").nth(5)).to_have_text("thing 6")
+    expect(page.locator(".t-origin[data-origin=auto]")).to_have_count(6)
+
+
+def change_many(page: Page) -> None:
+    """Preview, change, undo, by keyboard."""
+    page.get_by_role("button", name="Change many captions").press("Enter")
+    page.get_by_label("Find", exact=True).fill("thing")
+    page.get_by_label("Replace with").fill("<b>star</b>")
+    page.get_by_label("Replace with").press("Enter")
+    expect(page.get_by_text("6 captions would change.")).to_be_visible()
+    shot(page, "dataset-bulk")
+    page.get_by_role("button", name="Change them").press("Enter")
+    expect(page.locator(".t-caption").first).to_have_text("<b>star</b> 1")
+    page.get_by_role("button", name="Undo change of 6").press("Enter")
+    expect(page.locator(".t-caption").first).to_have_text("thing 1")
+
+
+def examine(page: Page) -> None:
+    """A finding, its remedy, and back."""
+    page.get_by_role("button", name="Examine").click()
+    expect(page.get_by_text("1 picture is a copy.")).to_be_visible()
+    page.get_by_role("button", name="Leave out 1").first.click()
+    expect(page.locator(".t-card")).to_have_count(5)
+    page.get_by_role("button", name="Undo", exact=True).click()
+    expect(page.locator(".t-card")).to_have_count(6)
