@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -27,3 +29,12 @@ def pictures(tmp_path: Path) -> Path:
     for i, name in enumerate(("one.png", "two words.jpg", "<b>three.png", "..four.webp", "CON.png")):
         Image.new("RGB", (64 + i, 64), (40 * i, 90, 120)).save(folder / name)
     return folder
+
+
+@pytest.fixture
+def context() -> Iterator[Any]:
+    """A browser window and its guard: no request may leave this machine, no script may fail."""
+    from tests.app.browser import watched
+
+    with watched() as pair:
+        yield pair

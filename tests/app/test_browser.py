@@ -2,83 +2,19 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
-from urllib.parse import urlparse
 
 import pytest
 
+from tests.app.browser import BrowserContext, Page, Window, expect, shot, tab
 from tests.app.helpers import free_port, served
 from tuner import home
 
 pytestmark = pytest.mark.browser
-sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (requirements-dev.txt)")
-BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-if BROWSER is None:
-    pytest.skip("no chromium or google-chrome on the PATH", allow_module_level=True)
-
-FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-dev-shm-usage",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--no-first-run",
-    "--disable-default-apps",
-]
 BASE = home.package_recipes() / "demo" / "base"
-PATIENCE = 90_000
-expect = sync_api.expect
-expect.set_options(timeout=PATIENCE)
 
 
-class Guard:
-    """Records and stops every request to another host, and every error of the page."""
-
-    def __init__(self, context: sync_api.BrowserContext) -> None:
-        self.away: list[str] = []
-        self.errors: list[str] = []
-        context.route("**/*", self._route)
-        context.on("weberror", lambda error: self.errors.append(str(error.error)))
-
-    def _route(self, route: sync_api.Route) -> None:
-        if urlparse(route.request.url).hostname in ("127.0.0.1", "localhost", None):
-            route.continue_()
-        else:
-            self.away.append(route.request.url)
-            route.abort()
-
-
-@pytest.fixture
-def context() -> Iterator[tuple[sync_api.BrowserContext, Guard]]:
-    """A browser window that is watched."""
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=BROWSER, args=FLAGS)
-        window = browser.new_context(viewport={"width": 1280, "height": 720})
-        window.set_default_timeout(PATIENCE)
-        guard = Guard(window)
-        yield window, guard
-        browser.close()
-        assert guard.away == [], "these requests would have left the machine"
-        assert guard.errors == [], "the page threw these errors"
-
-
-def tab(page: sync_api.Page, name: str) -> None:
-    """Open a screen."""
-    page.get_by_role("tab", name=name).click()
-
-
-def shot(page: sync_api.Page, name: str) -> None:
-    """A picture for people who ask for it: TUNER_SHOTS=folder pytest ..."""
-    if folder := os.environ.get("TUNER_SHOTS"):
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        page.screenshot(path=f"{folder}/{name}.png")
-
-
-def walk(window: sync_api.BrowserContext, address: str, pictures: Path, caption: str) -> None:
+def walk(window: BrowserContext, address: str, pictures: Path, caption: str) -> None:
     """Upload, caption, choose, train, reload, stop, compare."""
     page = window.new_page()
     page.goto(address)
@@ -90,7 +26,7 @@ def walk(window: sync_api.BrowserContext, address: str, pictures: Path, caption:
     stop_and_compare(page)
 
 
-def upload_and_caption(page: sync_api.Page, pictures: Path, caption: str) -> None:
+def upload_and_caption(page: Page, pictures: Path, caption: str) -> None:
     """Five pictures of one's own; a caption with markup stays text; Enter goes on, Esc leaves."""
     expect(page.locator(".t-card")).to_have_count(24)
     expect(page.locator(".t-drop-veil")).to_be_hidden()
@@ -111,7 +47,7 @@ def upload_and_caption(page: sync_api.Page, pictures: Path, caption: str) -> Non
     shot(page, "dataset")
 
 
-def choose(page: sync_api.Page, steps: int) -> None:
+def choose(page: Page, steps: int) -> None:
     """The demo recipe with other numbers; the engine has looked at it."""
     page.get_by_role("button", name="Choose a recipe").click()
     page.locator(".t-recipe").filter(has_text="Demo style").click()
@@ -125,7 +61,7 @@ def choose(page: sync_api.Page, steps: int) -> None:
     shot(page, "recipe")
 
 
-def watch(page: sync_api.Page) -> None:
+def watch(page: Page) -> None:
     """Loss and samples appear."""
     expect(page.locator(".t-band")).to_be_visible()
     expect(page.locator(".t-plot polyline.t-line")).to_be_visible()
@@ -134,7 +70,7 @@ def watch(page: sync_api.Page) -> None:
     shot(page, "train")
 
 
-def reload(page: sync_api.Page) -> None:
+def reload(page: Page) -> None:
     """The page comes back to the same run, and so does a new one without a link."""
     run = page.locator("#train select").input_value()
     assert f"run={run}" in page.url and "tab=train" in page.url
@@ -147,7 +83,7 @@ def reload(page: sync_api.Page) -> None:
     again.close()
 
 
-def stop_and_compare(page: sync_api.Page) -> None:
+def stop_and_compare(page: Page) -> None:
     """What was learned so far, beside the base."""
     page.get_by_role("button", name="Stop and save").click()
     expect(page.locator(".t-band[data-state=stopped]")).to_be_visible()
@@ -165,22 +101,20 @@ def stop_and_compare(page: sync_api.Page) -> None:
     shot(page, "compare")
 
 
-def test_the_walk(context: tuple[sync_api.BrowserContext, Guard], pictures: Path, tmp_path: Path) -> None:
+def test_the_walk(context: Window, pictures: Path, tmp_path: Path) -> None:
     """With the fake engine: the app alone, in seconds."""
     with served(tmp_path / "home", "0.05") as address:
         walk(context[0], address, pictures, "a <b>bold</b> square")
 
 
 @pytest.mark.skipif(not (BASE / "model_index.json").exists(), reason="the demo's base model is not in this checkout")
-def test_the_walk_with_the_real_engine(
-    context: tuple[sync_api.BrowserContext, Guard], pictures: Path, tmp_path: Path
-) -> None:
+def test_the_walk_with_the_real_engine(context: Window, pictures: Path, tmp_path: Path) -> None:
     """Five pictures, the demo recipe, a real LoRA."""
     with served(tmp_path / "home", "real") as address:
         walk(context[0], address, pictures, "red square")
 
 
-def test_the_app_may_end_and_come_back(context: tuple[sync_api.BrowserContext, Guard], tmp_path: Path) -> None:
+def test_the_app_may_end_and_come_back(context: Window, tmp_path: Path) -> None:
     """A run outlives the app; the open page finds app and run again."""
     page = context[0].new_page()
     port = free_port()
@@ -198,7 +132,7 @@ def test_the_app_may_end_and_come_back(context: tuple[sync_api.BrowserContext, G
         expect(page.locator(".t-band[data-state=stopped]")).to_be_visible()
 
 
-def test_dark_and_keyboard(context: tuple[sync_api.BrowserContext, Guard], tmp_path: Path) -> None:
+def test_dark_and_keyboard(context: Window, tmp_path: Path) -> None:
     """The theme is kept over a reload; arrow keys move between screens."""
     page = context[0].new_page()
     with served(tmp_path / "home") as address:
