@@ -47,6 +47,10 @@ class Catalog:
         """One family by its id; empty when unknown."""
         return next((f for f in self.get()["families"] if f.get("name") == name), {})
 
+    def adapter(self, kind: str) -> dict[str, Any]:
+        """One way of training by its kind; empty when unknown."""
+        return next((a for a in self.get().get("adapters") or [] if a.get("kind") == kind), {})
+
     def extensions(self) -> list[dict[str, Any]]:
         """All techniques."""
         return list(self.get()["extensions"])

@@ -20,6 +20,8 @@ GROUPS = {
     "memory": "Memory",
     "validate": "Samples",
     "save": "Saves",
+    "options": "This family",
+    "assistants": "Assistants",
 }
 ELSEWHERE = {"version", "family", "data", "description", "options", "extensions", "task"}
 CHANGE = "the form shows the right settings after this choice"
@@ -27,7 +29,11 @@ CHANGE = "the form shows the right settings after this choice"
 
 @dataclass(frozen=True)
 class Field:
-    """One setting as a form shows it. `kind` is how it is typed in; `empty` whether nothing is allowed."""
+    """One setting as a form shows it. `kind` is how it is typed in; `empty` whether nothing is allowed.
+
+    kind `group`: an optional group that is there or not; its own fields follow when it is. kind `list`: a list of
+    groups, shown as how many there are; their fields follow, as `assistants.0.path`.
+    """
 
     key: str
     label: str
@@ -46,14 +52,16 @@ class Field:
         return GROUPS.get(self.key.split(".")[0], "Recipe")
 
 
-def fields(values: dict[str, Any], schema: Schema | None = None) -> list[Field]:
-    """All fields of a recipe with these values: where a `kind` decides, only the fields of the chosen kind."""
+def fields(values: dict[str, Any], schema: Schema | None = None, options: Schema | None = None) -> list[Field]:
+    """All fields of a recipe with these values: where a `kind` decides, only the fields of the chosen kind.
+
+    options: the schema of the family's own settings; without it they are typed as YAML.
+    """
     schema = schema or Recipe.model_json_schema(by_alias=True)
     found = list(_walk(schema, schema.get("$defs", {}), values, ""))
+    own = _options(values, options)
     extra = [
-        Field(
-            "options", "Options of the family", "yaml", "advanced", "Settings that only this family has, as YAML", {}
-        ),
+        *own,
         Field("extensions", "Techniques", "yaml", "advanced", "In the order in which they act, as YAML", []),
         Field(
             "data",
@@ -74,6 +82,10 @@ def show(setting: Field, value: Any) -> Any:
         return yaml.safe_dump(value, sort_keys=False, allow_unicode=True).strip() if value else ""
     if setting.kind == "bool":
         return bool(value)
+    if setting.kind == "group":
+        return value is not None
+    if setting.kind == "list":
+        return len(value or [])
     if value is None:
         return ""
     if setting.kind == "lines":
@@ -88,6 +100,10 @@ def read(setting: Field, shown: Any) -> Any:
     """A typed-in value as the recipe has it. What is no number stays text; the recipe's own check then says so."""
     if setting.kind == "bool":
         return bool(shown)
+    if setting.kind == "group":
+        return {} if shown else None
+    if setting.kind == "list":
+        return [{} for _ in range(int(shown or 0))]
     text = str(shown).strip()
     if setting.kind == "yaml":
         return _yaml(text, setting.default)
@@ -108,6 +124,9 @@ def get(values: dict[str, Any], key: str, default: Any = None) -> Any:
     """The value at a dotted key."""
     here: Any = values
     for part in key.split("."):
+        if isinstance(here, list) and part.isdigit() and int(part) < len(here):
+            here = here[int(part)]
+            continue
         if not isinstance(here, dict) or part not in here:
             return default
         here = here[part]
@@ -118,6 +137,7 @@ def described(setting: Field, values: dict[str, Any], standard: dict[str, Any]) 
     """A field for the page: what it is, what it holds, and whether that differs from the recipe's own value."""
     value, own = get(values, setting.key, setting.default), get(standard, setting.key, setting.default)
     out = {k: v for k, v in asdict(setting).items() if k != "default"}
+    out["usual"] = "" if setting.kind in ("group", "list") else show(setting, setting.default)
     out |= {"value": show(setting, value), "own": show(setting, own), "changed": value != own}
     return out | {"group": setting.group}
 
@@ -131,7 +151,7 @@ def collect(found: list[Field], shown: dict[str, Any]) -> dict[str, Any]:
         if last == "kind" and read(setting, shown[setting.key]) is None:
             groups, last = groups[:-1], groups[-1]
         for part in groups:
-            here = here.setdefault(part, {})
+            here = here[int(part)] if isinstance(here, list) else here.setdefault(part, {})
         here[last] = read(setting, shown[setting.key])
     return result
 
@@ -148,10 +168,54 @@ def _walk(schema: Schema, defs: dict[str, Schema], values: dict[str, Any], prefi
         if union is not None:
             yield from _union(key, raw, inner, optional, defs, here)
         elif "properties" in inner:
+            if optional and prefix:
+                yield Field(key, label(key), "group", raw.get("level", "advanced"), raw.get("description", ""), None)
             if not optional or here is not None:
                 yield from _walk(inner, defs, here or {}, f"{key}.")
+        elif item := _item(inner, defs):
+            yield Field(key, label(key), "list", raw.get("level", "advanced"), raw.get("description", ""), [])
+            for i, one in enumerate(here if isinstance(here, list) else []):
+                yield from _walk(item, defs, one, f"{key}.{i}.")
         else:
             yield _field(key, raw, optional)
+
+
+def label(key: str) -> str:
+    """What a setting is called: members of a list and of a group inside a group say where they belong."""
+    parts = key.split(".")
+    if len(parts) < 3:
+        return title(parts[-1])
+    inside = " ".join(str(int(p) + 1) if p.isdigit() else p for p in (parts if parts[1].isdigit() else parts[1:])[:-1])
+    return f"{title(inside)}: {title(parts[-1]).lower()}"
+
+
+def fresh(key: str, place: int) -> dict[str, Any]:
+    """A new member of a list of groups: what it must have, empty, for the user to fill in."""
+    schema = Recipe.model_json_schema(by_alias=True)
+    here: Schema | None = schema
+    for part in key.split("."):
+        inner = _resolve((here or {}).get("properties", {}).get(part, {}), schema["$defs"])[0] if here else {}
+        here = here if part.isdigit() else (_item(inner, schema["$defs"]) or inner)
+    made = dict.fromkeys((here or {}).get("required", []), "")
+    return made | ({"label": f"sweep {place + 1}"} if "label" in made else {})
+
+
+def _item(schema: Schema, defs: dict[str, Schema]) -> Schema | None:
+    """The schema of a list's members, where these are groups of settings."""
+    if schema.get("type") != "array":
+        return None
+    inner = _resolve(schema.get("items") or {}, defs)[0]
+    return inner if "properties" in inner else None
+
+
+def _options(values: dict[str, Any], schema: Schema | None) -> list[Field]:
+    """The family's own settings: fields when its schema is known and covers what is set, else YAML."""
+    set_here = values.get("options") or {}
+    known = (schema or {}).get("properties", {})
+    if schema is None or set(set_here) - set(known):
+        text = "Settings that only this family has, as YAML"
+        return [Field("options", "Options of the family", "yaml", "advanced", text, {})]
+    return list(_walk(schema, schema.get("$defs", {}), set_here, "options."))
 
 
 def _union(key: str, raw: Schema, inner: Schema, optional: bool, defs: dict[str, Schema], here: Any) -> Iterator[Field]:
@@ -161,7 +225,7 @@ def _union(key: str, raw: Schema, inner: Schema, optional: bool, defs: dict[str,
     text = raw.get("description") or f"Kind of {title(key.split('.')[-1]).lower()}; {CHANGE}"
     choices = ([""] if optional else []) + sorted(mapping)
     default = None if optional else (raw.get("default") or {}).get("kind")
-    yield Field(f"{key}.kind", title(key.split(".")[-1]), "choice", level, text, default, optional, choices)
+    yield Field(f"{key}.kind", label(key), "choice", level, text, default, optional, choices)
     kind = here.get("kind") if isinstance(here, dict) else None
     if kind in mapping:
         chosen = defs[mapping[kind].rsplit("/", 1)[-1]]
@@ -188,7 +252,7 @@ def _field(key: str, raw: Schema, optional: bool) -> Field:
     choices = [str(v) for v in first.get("enum", [])]
     return Field(
         key=key,
-        label=title(key.split(".")[-1]),
+        label=label(key),
         kind=_kind(options),
         level=raw.get("level", "advanced"),
         description=raw.get("description", ""),

@@ -19,11 +19,12 @@ import yaml
 from tuner import recipe as recipes
 from tuner.errors import UserError
 
-from .parts.names import safe_stem
+from .parts.names import safe_stem, unused
 from .parts.reader import reader
 from .workspace import Draft, Workspace
 
 SAID = {"lora": "LoRA", "sd1": "Stable Diffusion 1", "sdxl": "SDXL", "flux1": "FLUX.1", "sd3": "SD 3"}
+LARGEST = 200_000
 DIAL = {"draft": 0.4, "standard": 1.0, "fine": 2.5}
 
 
@@ -38,6 +39,9 @@ class Card:
     family: str
     group: str
     steps: int
+    task: str = "generate"
+    kind: str = "lora"
+    gigabytes: int | None = None
 
 
 class Project:
@@ -177,6 +181,39 @@ class Project:
         path.write_text(yaml.safe_dump(raw, sort_keys=False, allow_unicode=True), encoding="utf-8")
         return path
 
+    def bring(self, text: str, name: str = "") -> tuple[Draft | None, list[str]]:
+        """Take a recipe from elsewhere: kept as the user's own and chosen, or what is wrong with it."""
+        if len(text.encode()) > LARGEST:
+            return None, ["The file is too large for a recipe; recipes are a few kilobytes of text."]
+        try:
+            raw = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            mark = getattr(error, "problem_mark", None)
+            place = f" in line {mark.line + 1}" if mark else ""
+            return None, [f"This is not valid YAML{place}; check indentation and colons there."]
+        if not isinstance(raw, dict):
+            return None, ["A recipe holds settings such as `family: flux1`; this text has none."]
+        if "extends" in raw:
+            return None, ["This recipe extends another file, which is not here; export it from where it was made."]
+        draft = self.draft()
+        entries = raw.get("data") if isinstance(raw.get("data"), list) and raw.get("data") else [{}]
+        first = entries[0] if isinstance(entries[0], dict) else {}
+        place = str(self.workspace.datasets.folder(draft.dataset))
+        raw["data"] = [{**first, "path": place, "trigger": None}, *entries[1:]]
+        try:
+            loaded = recipes.parse(raw, "")
+        except UserError as error:
+            return None, [line.removeprefix(": ") for line in str(error).splitlines()]
+        path = self._own(name or loaded.name)
+        path.write_text(recipes.dump(loaded), encoding="utf-8")
+        return self.choose(f"own:{path.name}"), []
+
+    def _own(self, name: str) -> Path:
+        """An unused file for a recipe of the user's own."""
+        folder = self.workspace.root / "recipes"
+        taken = {p.stem for p in folder.glob("*.yaml")}
+        return folder / f"{unused(safe_stem(name, 'my-recipe'), taken)}.yaml"
+
     def _load(self, path: Path) -> recipes.Recipe:
         """A recipe file over the chosen pictures: most recipes leave the data to the user."""
         folder = self.workspace.datasets.folder(self.workspace.draft().dataset)
@@ -190,8 +227,18 @@ class Project:
         if not loaded.description and group != "own":
             return None
         name = " ".join(SAID.get(word, word) for word in loaded.name.replace("_", "-").split("-"))
+        needs = re.search(r"(?:needs about|runs in|about) (\d+) GB of memory", loaded.description, re.IGNORECASE)
         return Card(
-            identity, path, name[:1].upper() + name[1:], loaded.description, loaded.family, group, loaded.train.steps
+            id=identity,
+            path=path,
+            name=name[:1].upper() + name[1:],
+            description=loaded.description,
+            family=loaded.family,
+            group=group,
+            steps=loaded.train.steps,
+            task=loaded.task,
+            kind=loaded.adapter.kind,
+            gigabytes=int(needs[1]) if needs else None,
         )
 
 

@@ -36,6 +36,7 @@ def _family(cls: type[Family]) -> dict[str, Any]:
         "licence": cls.licence,
         "size": cls.size,
         "predicts": cls.predicts,
+        "timesteps": cls.timesteps.model_dump(),
         "encoders": cls.encoders,
         "trains_text": list(cls.trainable_text),
         "options": cls.Options.model_json_schema(),

@@ -1,7 +1,7 @@
 // Choose a recipe, fill its first screen, see what it will do. All settings come from the recipe's schema.
 Tuner.recipe = (element, trigger, props, watch) =>
   Tuner.widget(element, props, watch, (root) => {
-    const { h, icon, slots, file } = Tuner;
+    const { h, s, icon, slots, file } = Tuner;
     const part = slots();
     const inputs = new Map();
     // What is being typed is sent after a short rest, or at once when the field is left.
@@ -24,14 +24,39 @@ Tuner.recipe = (element, trigger, props, watch) =>
     const control = (f) => {
       const id = "f-" + f.key.replace(/\W/g, "-");
       let node;
-      if (f.kind === "bool") {
+      if (f.kind === "bool" || f.kind === "group") {
         node = h("input", { type: "checkbox", id, checked: f.value });
         node.addEventListener("change", () => set(f.key, node.checked));
+      } else if (f.kind === "list") {
+        node = h(
+          "div",
+          { class: "t-row", role: "group", id, "aria-label": f.label },
+          Array.from({ length: f.value }, (_, i) =>
+            h(
+              "button",
+              { class: "t-button t-small", type: "button", onclick: () => set(f.key, i) },
+              icon("close", 12),
+              `Remove ${f.label.toLowerCase()} ${i + 1}`,
+            ),
+          ),
+          h(
+            "button",
+            { class: "t-button t-small", type: "button", onclick: () => set(f.key, "add") },
+            icon("plus", 12),
+            f.value ? "Add another" : "Add one",
+          ),
+        );
       } else if (f.kind === "choice") {
         node = h(
           "select",
           { class: "t-input", id },
-          f.choices.map((c) => h("option", { value: c, selected: c === f.value }, c || "automatic")),
+          f.choices.map((c) =>
+            h(
+              "option",
+              { value: c, selected: c === f.value, title: f.reasons[c] },
+              (c || "automatic") + (f.reasons[c] ? " (not for this family)" : ""),
+            ),
+          ),
         );
         node.addEventListener("change", () => set(f.key, node.value));
       } else if (f.kind === "lines" || f.kind === "yaml") {
@@ -62,6 +87,18 @@ Tuner.recipe = (element, trigger, props, watch) =>
       inputs.set(f.key, node);
       return node;
     };
+    // What may be typed in, and what is usual.
+    const range = (f) => {
+      const said = [];
+      if (f.low !== null && f.high !== null) said.push(`${f.low} to ${f.high}`);
+      else if (f.low !== null) said.push(`from ${f.low}`);
+      else if (f.high !== null) said.push(`up to ${f.high}`);
+      const plain = ["number", "numbers", "mixed", "choice", "words", "text"].includes(f.kind);
+      if (plain && f.usual !== "" && f.usual !== undefined) said.push(`usual: ${f.usual}`);
+      if (f.kind === "bool") said.push(`usual: ${f.usual ? "on" : "off"}`);
+      return said.join(" · ");
+    };
+    const ticked = (f) => f.kind === "bool" || f.kind === "group";
     const labelled = (f) => {
       const id = "f-" + f.key.replace(/\W/g, "-");
       const node = control(f);
@@ -71,38 +108,44 @@ Tuner.recipe = (element, trigger, props, watch) =>
           class: "t-link t-reset",
           type: "button",
           title: `The recipe says: ${f.own === "" ? "automatic" : f.own}`,
+          "aria-label": `Reset ${f.label}`,
           onclick: () => trigger("reset", { key: f.key }),
         },
         "reset",
       );
-      const wide = f.kind === "yaml" || f.kind === "lines";
+      const wide = ["yaml", "lines", "list"].includes(f.kind);
       return h(
         "div",
         {
           class:
             "t-field" +
             (wide ? " t-wide" : "") +
-            (f.kind === "bool" ? " t-check" : "") +
+            (ticked(f) ? " t-check" : "") +
             (f.changed ? " t-changed" : ""),
           "data-field": f.key,
         },
-        h("div", { class: "t-label" }, h("label", { for: id }, f.label), reset),
+        h(
+          "div",
+          { class: "t-label" },
+          f.kind === "list" ? h("span", {}, f.label) : h("label", { for: id }, f.label),
+          reset,
+        ),
         node,
-        f.kind !== "bool" && f.choices.length && f.kind !== "choice"
+        !ticked(f) && f.choices.length && f.kind !== "choice"
           ? h(
               "datalist",
               { id: id + "-list" },
               f.choices.map((c) => h("option", { value: c })),
             )
           : "",
-        h("small", { id: id + "-d" }, f.description),
+        h("small", { id: id + "-d" }, f.description, h("span", { class: "t-range" }, range(f)), h("em", {}, f.cost)),
       );
     };
     // Values that Python changed go into inputs that nobody is typing in.
     const refresh = (fields) => {
       for (const f of fields) {
         const node = inputs.get(f.key);
-        if (!node) continue;
+        if (!node || f.kind === "list") continue;
         const box = node.closest(".t-field");
         if (box) box.classList.toggle("t-changed", f.changed);
         if (node === document.activeElement || pending.has(f.key)) continue;
@@ -110,17 +153,28 @@ Tuner.recipe = (element, trigger, props, watch) =>
         else if (node.value !== String(f.value)) node.value = f.value;
       }
     };
-    const shape = (fields) => fields.map((f) => [f.key, f.kind, f.choices, f.description, f.own]);
+    const shape = (fields) => fields.map((f) => [
+        f.key,
+        f.kind,
+        f.choices,
+        f.description,
+        f.own,
+        f.reasons,
+        f.kind === "list" ? f.value : null,
+      ]);
 
     const card = (c, chosen) =>
       h(
         "button",
         {
-          class: "t-recipe" + (c.id === chosen ? " t-on" : ""),
+          class: "t-recipe" + (c.id === chosen ? " t-on" : "") + (c.reason ? " t-greyed" : ""),
           type: "button",
           "aria-pressed": String(c.id === chosen),
           "data-recipe": c.id,
-          onclick: () => trigger("choose", { id: c.id }),
+          "data-goals": c.goals.join(" "),
+          "data-text": [c.name, c.model, c.description, c.foot.join(" ")].join(" ").toLowerCase(),
+          "aria-disabled": c.reason ? "true" : null,
+          onclick: () => !c.reason && trigger("choose", { id: c.id }),
         },
         c.pictures.length
           ? h(
@@ -133,7 +187,8 @@ Tuner.recipe = (element, trigger, props, watch) =>
           "span",
           { class: "t-recipe-text" },
           h("strong", {}, c.name),
-          h("span", { class: "t-recipe-desc" }, c.description),
+          c.model && h("span", { class: "t-recipe-model" }, c.model),
+          h("span", { class: "t-recipe-desc", title: c.description }, c.reason || c.description),
           h(
             "span",
             { class: "t-recipe-foot" },
@@ -151,18 +206,140 @@ Tuner.recipe = (element, trigger, props, watch) =>
           "div",
           {},
           h("p", {}, p.text),
-          Object.keys(p.remedy || {}).length
-            ? h(
+          h(
+            "div",
+            { class: "t-remedies" },
+            (p.remedies || []).map((r) =>
+              h(
                 "button",
-                { class: "t-button t-small", type: "button", onclick: () => trigger("remedy", { remedy: p.remedy }) },
-                "Put right: " +
-                  Object.entries(p.remedy)
-                    .map(([k, v]) => `${k.split(".").pop()} ${v === null ? "automatic" : v}`)
-                    .join(", "),
-              )
-            : "",
+                { class: "t-button t-small", type: "button", onclick: () => trigger("remedy", { remedy: r.values }) },
+                r.text,
+              ),
+            ),
+            p.at && h("button", { class: "t-link", type: "button", onclick: () => reveal(p.at) }, "Show the setting"),
+          ),
         ),
       );
+    // Opens the drawer a setting lies in, and goes there.
+    const reveal = (key) => {
+      const node = inputs.get(key);
+      if (!node || !node.isConnected) return;
+      seek.value = "";
+      search();
+      const inside = node.closest("details");
+      if (inside) inside.open = true;
+      node.scrollIntoView({ block: "center" });
+      node.focus();
+    };
+    const seek = h("input", {
+      type: "search",
+      class: "t-input",
+      placeholder: "Find a setting",
+      "aria-label": "Find a setting",
+    });
+    // While something is looked for, only what fits is shown, and drawers that have it are open.
+    const search = () => {
+      const wanted = seek.value.trim().toLowerCase();
+      for (const name of ["advanced", "expert"]) {
+        const inside = part.node(name).querySelector("details");
+        if (!inside) continue;
+        inside.querySelectorAll(".t-field").forEach((n) => {
+          n.hidden = !(n.dataset.field + " " + n.textContent).toLowerCase().includes(wanted);
+        });
+        inside.querySelectorAll("[data-section]").forEach((n) => {
+          n.hidden = !n.querySelector(".t-field:not([hidden])");
+        });
+        const found = inside.querySelector(".t-field:not([hidden])");
+        inside.hidden = !found;
+        if (wanted && found && !inside.open) {
+          inside.open = true;
+          inside.dataset.sought = "1";
+        } else if (!wanted && inside.dataset.sought) {
+          inside.open = false;
+          delete inside.dataset.sought;
+        }
+      }
+    };
+    seek.addEventListener("input", search);
+
+    let goal = "";
+    const filter = () => {
+      const wanted = find.value.trim().toLowerCase();
+      root.querySelectorAll(".t-recipe").forEach((n) => {
+        const fits = !goal || n.dataset.goals.split(" ").includes(goal) || n.classList.contains("t-on");
+        n.hidden = !fits || !n.dataset.text.includes(wanted);
+      });
+      root.querySelectorAll(".t-shelf .t-group").forEach((n) => {
+        n.hidden = !n.querySelector(".t-recipe:not([hidden])");
+      });
+      root.querySelectorAll(".t-goal").forEach((n) => {
+        n.classList.toggle("t-on", n.dataset.goal === goal);
+        n.setAttribute("aria-pressed", String(n.dataset.goal === goal));
+      });
+    };
+    const chip = (g) =>
+      h(
+        "button",
+        {
+          class: "t-goal",
+          type: "button",
+          "data-goal": g.id,
+          "aria-pressed": "false",
+          onclick: () => {
+            goal = goal === g.id ? "" : g.id;
+            filter();
+          },
+        },
+        g.title,
+      );
+
+    const plot = (d) => {
+      const [wide, high] = [320, 84];
+      const top = Math.max(...d.points.map((p) => p[1])) || 1;
+      const at = d.points.map(([x, y]) => `${(x * wide).toFixed(1)},${(high - (y / top) * (high - 4)).toFixed(1)}`);
+      return h(
+        "figure",
+        { class: "t-density" },
+        h("figcaption", {}, h("strong", {}, "Noise levels that are trained"), h("span", { class: "t-quiet" }, d.text)),
+        s(
+          "svg",
+          { viewBox: `0 0 ${wide} ${high}`, preserveAspectRatio: "none", role: "img", "aria-label": "Density of t: " + d.text },
+          s("polygon", { points: `0,${high} ${at.join(" ")} ${wide},${high}` }),
+          s("polyline", { points: at.join(" ") }),
+        ),
+        h("div", { class: "t-axis" }, h("span", {}, "clean, t = 0"), h("span", {}, "noise, t = 1")),
+      );
+    };
+
+    // A file of the user's own is read here, in the browser, and sent as text.
+    const importer = () => {
+      const text = h("textarea", {
+        class: "t-input t-mono",
+        rows: 12,
+        id: "import-text",
+        spellcheck: "false",
+        "aria-label": "Recipe as YAML",
+      });
+      const pick = h("input", { type: "file", accept: ".yaml,.yml", "aria-label": "Recipe file" });
+      pick.addEventListener("change", async () => {
+        if (pick.files[0]) text.value = await pick.files[0].text();
+      });
+      const bring = h("button", { class: "t-button", type: "button" }, "Import");
+      const close = Tuner.modal("Import a recipe", h("div", { class: "t-import" }, pick, text, bring));
+      bring.addEventListener("click", () => {
+        trigger("bring", { text: text.value });
+        close();
+      });
+    };
+    const download = (name, text) => {
+      const url = URL.createObjectURL(new Blob([text], { type: "application/yaml" }));
+      const link = h("a", { href: url, download: name });
+      document.body.append(link);
+      link.click();
+      link.remove();
+      window.setTimeout(() => URL.revokeObjectURL(url), 1000);
+    };
+    const action = (text, onclick) => h("button", { class: "t-button t-small", type: "button", onclick }, text);
 
     const find = h("input", {
       type: "search",
@@ -170,13 +347,9 @@ Tuner.recipe = (element, trigger, props, watch) =>
       placeholder: "Find a recipe",
       "aria-label": "Find a recipe",
     });
-    find.addEventListener("input", () =>
-      root.querySelectorAll(".t-recipe").forEach((n) => {
-        n.hidden = !n.textContent.toLowerCase().includes(find.value.trim().toLowerCase());
-      }),
-    );
+    find.addEventListener("input", filter);
     root.append(
-      h("aside", { class: "t-shelf", "aria-label": "Recipes" }, part.node("find"), part.node("cards")),
+      h("aside", { class: "t-shelf", "aria-label": "Recipes" }, part.node("find"), part.node("goals"), part.node("cards")),
       h(
         "section",
         { class: "t-form", "aria-label": "Settings" },
@@ -185,8 +358,11 @@ Tuner.recipe = (element, trigger, props, watch) =>
         part.node("dial"),
         part.node("length", "div", { class: "t-fields" }),
         part.node("watch", "div", { class: "t-fields" }),
+        part.node("density"),
+        h("div", { class: "t-seek" }, seek),
         part.node("advanced"),
         part.node("expert"),
+        part.node("changes"),
         part.node("yaml"),
       ),
       h(
@@ -212,10 +388,18 @@ Tuner.recipe = (element, trigger, props, watch) =>
           h("span", { class: "t-quiet" }, text),
           h("span", { class: "t-count" }, changed ? `${changed} changed` : ""),
         ),
-        groups.map((g) => h("div", {}, h("h4", {}, g.title), h("div", { class: "t-fields" }, g.fields.map(labelled)))),
+        groups.map((g) => h("div", { "data-section": "" }, h("h4", {}, g.title), h("div", { class: "t-fields" }, g.fields.map(labelled)))),
       );
     };
+    // A part that is drawn anew keeps the focus on the setting that had it.
+    const draw = (name, data, make) => {
+      const held = document.activeElement && root.contains(document.activeElement) && document.activeElement.dataset.key;
+      const drawn = part.draw(name, data, make);
+      if (drawn && held && !root.contains(document.activeElement) && inputs.get(held)) inputs.get(held).focus();
+      return drawn;
+    };
     return (v) => {
+      part.draw("goals", [v.many, v.goals], ([many, goals]) => many && h("div", { class: "t-goals" }, goals.map(chip)));
       part.draw("find", v.many, (many) => many && find);
       part.draw("cards", [v.groups, v.chosen], ([groups, chosen]) =>
         groups.map((g) =>
@@ -227,6 +411,8 @@ Tuner.recipe = (element, trigger, props, watch) =>
           ),
         ),
       );
+      filter();
+      part.draw("density", v.density, (d) => d.points && plot(d));
       part.draw("head", [v.title, v.description], ([title, text]) => [
         h("h2", {}, title),
         h("p", { class: "t-quiet" }, text),
@@ -234,7 +420,7 @@ Tuner.recipe = (element, trigger, props, watch) =>
       part.draw("basic", shape(v.basic), () => v.basic.map(labelled));
       part.draw("length", shape(v.length), () => v.length.map(labelled));
       part.draw("watch", shape(v.watch), () => v.watch.map(labelled));
-      part.draw("dial", [v.dial, v.positions], ([at, positions]) =>
+      part.draw("dial", [v.dial, v.positions, v.lengths], ([at, positions, lengths]) =>
         h(
           "div",
           { class: "t-dial" },
@@ -257,6 +443,7 @@ Tuner.recipe = (element, trigger, props, watch) =>
               ),
             ),
           ),
+          h("p", { class: "t-quiet t-lengths" }, lengths),
         ),
       );
       for (const [name, title, text] of [
@@ -264,49 +451,88 @@ Tuner.recipe = (element, trigger, props, watch) =>
         ["expert", "Expert", "noise levels, losses, everything else"],
       ]) {
         const flat = v[name].flatMap((g) => g.fields);
-        part.draw(name, shape(flat), () => drawer(name, title, text, v[name]));
+        draw(name, shape(flat), () => drawer(name, title, text, v[name]));
         const count = part.node(name).querySelector(".t-count"),
           changed = flat.filter((f) => f.changed).length;
         if (count) count.textContent = changed ? `${changed} changed` : "";
         refresh(flat);
       }
+      search();
       refresh([...v.basic, ...v.length, ...v.watch]);
-      part.draw("yaml", [v.yaml, v.saved], ([text, saved]) => {
-        const open = part.node("yaml").querySelector("details");
-        return h(
-          "details",
-          { class: "t-drawer", open: open ? open.open : false, "data-drawer": "yaml" },
+      part.draw("changes", v.changes, (changes) => {
+        const before = part.node("changes").querySelector("details");
+        return (
+          changes.length &&
           h(
-            "summary",
-            {},
-            icon("chevron"),
-            h("strong", {}, "Show YAML"),
-            h("span", { class: "t-quiet" }, "the same for python -m tuner run"),
-          ),
-          h("pre", { class: "t-yaml", tabindex: 0, "aria-label": "Recipe as YAML" }, text),
+            "details",
+            { class: "t-drawer", open: before ? before.open : false, "data-drawer": "changes" },
+            h(
+              "summary",
+              {},
+              icon("chevron"),
+              h("strong", {}, "What you changed"),
+              h("span", { class: "t-count" }, String(changes.length)),
+            ),
+            h(
+              "ul",
+              { class: "t-changes" },
+              changes.map((c) =>
+                h(
+                  "li",
+                  { "data-change": c.key },
+                  h("span", {}, c.label),
+                  h("del", {}, c.was),
+                  h("ins", {}, c.now),
+                  h(
+                    "button",
+                    {
+                      class: "t-link",
+                      type: "button",
+                      "aria-label": `Put back ${c.label}`,
+                      onclick: () => trigger("reset", { key: c.key }),
+                    },
+                    "put back",
+                  ),
+                ),
+              ),
+            ),
+          )
+        );
+      });
+      part.draw("yaml", [v.yaml, v.saved, v.wrong], ([text, saved, wrong]) => {
+        const open = part.node("yaml").querySelector("details");
+        return [
           h(
             "div",
-            { class: "t-row" },
-            h(
-              "button",
-              {
-                class: "t-button t-small",
-                type: "button",
-                onclick: (e) => {
-                  navigator.clipboard.writeText(text);
-                  e.target.textContent = "Copied";
-                },
-              },
-              "Copy",
-            ),
-            h(
-              "button",
-              { class: "t-button t-small", type: "button", onclick: () => trigger("keep", {}) },
-              "Save as my recipe",
-            ),
-            saved && h("span", { class: "t-quiet" }, saved),
+            { class: "t-row t-keep" },
+            action("Save as my recipe", () => trigger("keep", {})),
+            action("Export", () => download(v.file, part.node("yaml").querySelector("pre").textContent)),
+            action("Import", importer),
+            h("span", { class: "t-quiet", role: "status" }, saved),
           ),
-        );
+          wrong.length > 0 &&
+            h(
+              "div",
+              { class: "t-problem t-error", role: "alert" },
+              h("div", {}, h("strong", {}, "Not imported."), h("ul", {}, wrong.map((w) => h("li", {}, w)))),
+            ),
+          h(
+            "details",
+            { class: "t-drawer", open: open ? open.open : false, "data-drawer": "yaml" },
+            h(
+              "summary",
+              {},
+              icon("chevron"),
+              h("strong", {}, "Show YAML"),
+              h("span", { class: "t-quiet" }, "the same for python -m tuner run"),
+            ),
+            h("pre", { class: "t-yaml", tabindex: 0, "aria-label": "Recipe as YAML" }, text),
+            action("Copy", (e) => {
+              navigator.clipboard.writeText(text);
+              e.target.textContent = "Copied";
+            }),
+          ),
+        ];
       });
       part.draw("facts", v.facts, (facts) => [
         h("h3", {}, "What will happen"),

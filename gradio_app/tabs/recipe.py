@@ -7,6 +7,7 @@ from typing import Any
 import gradio as gr
 
 from .. import forms
+from ..parts import density, shelf, story
 from ..parts.widget import quiet, widget
 from ..parts.words import count, duration
 from ..project import DIAL, Card
@@ -14,14 +15,12 @@ from ..studio import Studio, as_dict, dataset_title
 from ..workspace import Draft
 from .dataset import PLAN
 
-EVENTS = ("choose", "set", "reset", "dial", "remedy", "keep")
+EVENTS = ("choose", "set", "reset", "dial", "remedy", "keep", "bring")
 FIRST = ("name", "trigger")
 LENGTH = ("train.steps", "source")
 WATCH = ("validate.prompts",)
-TITLES = {"demo": "Works right here", "own": "My recipes"}
 LEVELS = {"error": 0, "warning": 1, "note": 2}
 MOST = 8
-LARGER = "On a larger model"
 LABELS = {
     "name": "Name of the run",
     "source": "Base model",
@@ -36,36 +35,72 @@ TEXTS = {
 }
 
 
-def view(studio: Studio, saved: str = "") -> dict[str, Any]:
-    """The whole screen as values."""
+def view(studio: Studio, saved: str = "", wrong: list[str] | None = None) -> dict[str, Any]:
+    """The whole screen as values. saved: what was just done; wrong: why an import was refused."""
     draft = studio.project.draft()
     standard = studio.project.standard(draft)
     cards = studio.project.cards()
     problems, state, plan = findings(studio, draft)
+    family = studio.catalog.family(str(draft.raw.get("family", "")))
+    files = _files(studio, draft, plan)
+    found = _fields(studio, draft)
     return {
         "many": len(cards) > 6,
-        "groups": _groups(studio, cards),
+        "groups": _groups(studio, cards, draft),
+        "goals": [{"id": key, "title": title} for key, title in shelf.GOALS.items()],
         "chosen": draft.recipe,
         "title": next((c.name for c in cards if c.id == draft.recipe), "Recipe"),
         "description": draft.raw.get("description", ""),
-        **_form(studio, draft, standard),
+        **_form(studio, draft, standard, found),
         "dial": draft.dial if draft.raw["train"]["steps"] == _steps(standard, draft.dial) else "",
         "positions": [_position(studio, draft, standard, name) for name in DIAL],
+        "lengths": story.length(draft.raw["train"], files, studio.project.pace(str(draft.raw.get("family", "")))),
+        "density": _density(draft.raw, family),
+        "changes": story.differences(found, _open(draft.raw), _open(standard)),
         "yaml": studio.project.yaml(draft),
+        "file": f"{draft.raw.get('name', 'recipe')}.yaml",
         "saved": saved,
+        "wrong": wrong or [],
         "facts": _facts(studio, draft, plan),
         "problems": problems,
         "state": state,
-        "why": _why(draft, standard),
+        "why": story.why(draft.raw, standard, family, files),
     }
+
+
+def _files(studio: Studio, draft: Draft, plan: dict[str, Any]) -> int:
+    """How many items are trained on."""
+    return int(plan.get("items") or len(studio.workspace.datasets.files(draft.dataset)))
+
+
+def _density(raw: dict[str, Any], family: dict[str, Any]) -> dict[str, Any]:
+    """The plot of how often each noise level is trained; empty while the numbers are no numbers."""
+    train = raw["train"]
+    spec = train.get("timesteps") or family.get("timesteps")
+    shift = train.get("shift", "auto")
+    if not spec:
+        return {}
+    own = "" if train.get("timesteps") else f"{family.get('title')}'s own distribution"
+    flow = family.get("predicts", "flow") == "flow"
+    fixed = float(shift) if flow and isinstance(shift, int | float) and shift > 0 else 1.0
+    try:
+        curve = density.curve(spec, fixed)
+    except (TypeError, ValueError, ZeroDivisionError, OverflowError):
+        return {}
+    moved = f"moved by shift {fixed:g}" if fixed != 1 else ""
+    if flow and shift == "auto":
+        moved = "before the model's own shift, which grows with the size of the picture"
+    text = ", ".join(part for part in (own or str(spec.get("kind", "")).replace("_", " "), moved) if part)
+    return {"points": [[round(x, 4), round(y, 4)] for x, y in curve], "text": text}
 
 
 def findings(studio: Studio, draft: Draft) -> tuple[list[dict[str, Any]], dict[str, str], dict[str, Any]]:
     """Problems, the state of the check in words, and the plan: mistakes of form at once, the rest from the engine."""
     calm = "Nothing stands in the way."
-    mistakes = studio.project.mistakes(draft)
+    mistakes = studio.project.mistakes(draft) or _refused(studio, draft.raw)
     if mistakes:
-        return mistakes, {"kind": "error", "text": count(len(mistakes), "mistake"), "calm": ""}, {}
+        shown = _helped(studio, draft, mistakes)
+        return shown, {"kind": "error", "text": count(len(mistakes), "mistake"), "calm": ""}, {}
     studio.checker.want(studio.project.yaml(draft), studio.project.stamp(draft))
     answer = studio.checker.poll()
     if answer is None:
@@ -74,7 +109,53 @@ def findings(studio: Studio, draft: Draft) -> tuple[list[dict[str, Any]], dict[s
     ok = bool(answer.get("ok"))
     state = {"kind": "ok" if ok else "error", "text": "checked" if ok else "needs a change", "calm": calm}
     folder = studio.workspace.datasets.folder(draft.dataset)
-    return _gathered(answer.get("problems") or [], f"{folder}/"), state, dict(answer.get("plan") or {})
+    gathered = _gathered(answer.get("problems") or [], f"{folder}/")
+    return _helped(studio, draft, gathered), state, dict(answer.get("plan") or {})
+
+
+def _refused(studio: Studio, raw: dict[str, Any]) -> list[dict[str, Any]]:
+    """The reason of the engine's table why this family does not train this kind of adapter."""
+    adapter = raw.get("adapter") or {}
+    about = studio.catalog.adapter(str(adapter.get("kind", "")))
+    variants = [v for v in about.get("variants") or [] if _holds(adapter, v.get("settings") or {})]
+    for reasons in (about.get("refused"), *(v.get("refused") for v in variants)):
+        if reason := (reasons or {}).get(str(raw.get("family", ""))):
+            return [{"level": "error", "where": "adapter", "text": reason, "remedy": {"adapter": {"kind": "lora"}}}]
+    return []
+
+
+def _holds(adapter: dict[str, Any], settings: dict[str, Any]) -> bool:
+    """Whether an adapter is of the variant with these settings; an empty group means that the group is there."""
+    return all(adapter.get(k) is not None if v == {} else adapter.get(k) == v for k, v in settings.items())
+
+
+def _helped(studio: Studio, draft: Draft, problems: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Problems with their ways out: the engine's remedy, the recipe's own value, and the setting itself."""
+    standard = studio.project.standard(draft)
+    known = {f.key: f for f in forms.fields(_open(draft.raw))}
+    shown = []
+    for one in problems:
+        where, remedies = str(one.get("where") or ""), []
+        if one.get("remedy"):
+            remedies.append({"text": f"Put right: {_said(one['remedy'])}", "values": one["remedy"]})
+        field = known.get(where) or known.get(f"{where}.kind")
+        own = forms.get(standard, where) if field else None
+        if field and one.get("level") == "error" and own != forms.get(draft.raw, where) and not remedies:
+            text = f"Back to the recipe's: {_said({where: own})}"
+            remedies.append({"text": text, "values": {where: own}})
+        shown.append({**one, "remedies": remedies, "at": field.key if field else ""})
+    return shown
+
+
+def _said(values: dict[str, Any]) -> str:
+    """Values of a remedy in words: 'rank 16', 'adapter lora'."""
+    said = []
+    for key, value in values.items():
+        value = value.get("kind", "on") if isinstance(value, dict) else value
+        text = "automatic" if value is None else "nothing" if value in ("", []) else str(value)
+        said.append(f"{forms.title(key.rsplit('.', 1)[-1]).lower()} {text}")
+    text = ", ".join(said)
+    return text if len(text) <= 90 else text[:87] + "..."
 
 
 def _gathered(problems: list[dict[str, Any]], folder: str) -> list[dict[str, Any]]:
@@ -109,8 +190,8 @@ def build(studio: Studio) -> tuple[gr.HTML, gr.HTML, gr.Button]:
         line = gr.HTML(plan_line(studio), html_template=PLAN, js_on_load=None, elem_classes="plan-line", padding=False)
         start = gr.Button("Start training", variant="primary", elem_id="start")
 
-    def shown(saved: str = "") -> tuple[Any, str]:
-        return view(studio, saved), plan_line(studio)
+    def shown(saved: str = "", wrong: list[str] | None = None) -> tuple[Any, str]:
+        return view(studio, saved, wrong), plan_line(studio)
 
     def on_choose(event: gr.EventData) -> tuple[Any, str]:
         studio.project.choose(str(as_dict(event._data)["id"]))
@@ -122,9 +203,7 @@ def build(studio: Studio) -> tuple[gr.HTML, gr.HTML, gr.Button]:
         return shown()
 
     def on_reset(event: gr.EventData) -> tuple[Any, str]:
-        key = str(as_dict(event._data)["key"])
-        standard = studio.project.standard(studio.project.draft())
-        studio.project.update({key: forms.get(standard, key)})
+        put_back(studio, str(as_dict(event._data)["key"]))
         return shown()
 
     def on_dial(event: gr.EventData) -> tuple[Any, str]:
@@ -140,7 +219,13 @@ def build(studio: Studio) -> tuple[gr.HTML, gr.HTML, gr.Button]:
         path = studio.project.save_as(str(studio.project.draft().raw.get("name", "my recipe")))
         return shown(f"Saved as {path.name}.")
 
+    def on_bring(event: gr.EventData) -> tuple[Any, str]:
+        sent = as_dict(event._data)
+        draft, wrong = studio.project.bring(str(sent.get("text", "")))
+        return shown("" if draft is None else "Imported, and kept in My recipes.", wrong)
+
     for name, handler in {
+        "bring": on_bring,
         "choose": on_choose,
         "set": on_set,
         "reset": on_reset,
@@ -158,8 +243,11 @@ def change(studio: Studio, key: str, value: Any) -> None:
     if key == "trigger":
         studio.workspace.datasets.set_meta(draft.dataset, {"trigger": " ".join(str(value).split())})
         return
-    known = {f.key: f for f in forms.fields(_open(draft.raw))}
+    known = {f.key: f for f in _fields(studio, draft)}
     if key not in known:
+        return
+    if known[key].kind == "list":
+        studio.project.update({key: _listed(draft.raw, key, value)})
         return
     typed = forms.read(known[key], value)
     if key.endswith(".kind"):
@@ -169,22 +257,62 @@ def change(studio: Studio, key: str, value: Any) -> None:
         studio.project.update({key: typed})
 
 
+def put_back(studio: Studio, key: str) -> None:
+    """One field as the recipe has it; a kind comes back with its settings."""
+    draft = studio.project.draft()
+    standard = studio.project.standard(draft)
+    parent = key.removesuffix(".kind")
+    own = forms.get(standard, parent)
+    if parent != key and isinstance(own, dict) and own.get("kind") == forms.get(draft.raw, key):
+        return
+    if own is None and not _there(standard, parent):
+        own = next((f.default for f in _fields(studio, draft) if f.key == key), None)
+    studio.project.update({parent: own})
+
+
+def _there(values: dict[str, Any], key: str) -> bool:
+    missing = object()
+    return forms.get(values, key, missing) is not missing
+
+
+def _listed(raw: dict[str, Any], key: str, value: Any) -> list[Any]:
+    """A list of groups with one more, or without the one that was named."""
+    now = list(forms.get(raw, key) or [])
+    if value == "add":
+        return [*now, forms.fresh(key, len(now))]
+    return [one for i, one in enumerate(now) if str(i) != str(value)]
+
+
+def _fields(studio: Studio, draft: Draft) -> list[forms.Field]:
+    """The fields of the form, with those that only this family has."""
+    options = studio.catalog.family(str(draft.raw.get("family", ""))).get("options") or {}
+    return forms.fields(_open(draft.raw), options=options if options.get("properties") else None)
+
+
 def _open(raw: dict[str, Any]) -> dict[str, Any]:
     """Values with the optional group of samples opened, so that its fields can be filled."""
     return {**raw, "validate": raw.get("validate") or {}}
 
 
-def _form(studio: Studio, draft: Draft, standard: dict[str, Any]) -> dict[str, Any]:
+def _form(studio: Studio, draft: Draft, standard: dict[str, Any], found: list[forms.Field]) -> dict[str, Any]:
     data = studio.project.final(draft)["data"]
     raw, own = {**_open(draft.raw), "data": data}, {**_open(standard), "data": data}
-    shown = [forms.described(f, raw, own) for f in forms.fields(raw)]
+    shown = [forms.described(f, raw, own) for f in found]
+    family = studio.catalog.family(raw.get("family", ""))
+    offered = {
+        "source": _sources(studio, raw.get("family", "")),
+        "adapter.targets": list(family.get("targets") or []),
+        "task": list(family.get("tasks") or []),
+    }
+    refused = _kinds(studio, str(raw.get("family", "")))
     for one in shown:
         one["label"] = LABELS.get(one["key"], one["label"])
         one["description"] = TEXTS.get(one["key"], one["description"])
+        one["cost"] = story.COST.get(one["key"].removesuffix(".kind"), "") or story.COST.get(one["key"], "")
         if one["key"] == "extensions":
             one["description"] += _known(studio)
-        if one["key"] == "source":
-            one["choices"] = _sources(studio, raw.get("family", ""))
+        one["choices"] = offered.get(one["key"], one["choices"])
+        one["reasons"] = refused if one["key"] == "adapter.kind" else {}
     by_key = {one["key"]: one for one in shown}
     by_key["trigger"] = _trigger(studio.project.trigger(draft))
     rest = [one for one in shown if one["key"] not in (*FIRST, *LENGTH, *WATCH)]
@@ -203,6 +331,12 @@ def _known(studio: Studio) -> str:
     return f". There are: {', '.join(kinds)}" if kinds else ""
 
 
+def _kinds(studio: Studio, family: str) -> dict[str, str]:
+    """The kinds of adapter that a family refuses, with the reason."""
+    table = {a["kind"]: (a.get("refused") or {}).get(family) for a in studio.catalog.get().get("adapters") or []}
+    return {kind: reason for kind, reason in table.items() if reason}
+
+
 def _trigger(word: str) -> dict[str, Any]:
     text = "A rare word put before captions that lack it; write it in a prompt to call what was learned"
     return {
@@ -215,6 +349,12 @@ def _trigger(word: str) -> dict[str, Any]:
         "changed": False,
         "empty": False,
         "choices": [],
+        "level": "basic",
+        "usual": "",
+        "cost": "",
+        "reasons": {},
+        "low": None,
+        "high": None,
     }
 
 
@@ -230,25 +370,37 @@ def _sources(studio: Studio, family: str) -> list[str]:
     return [str(s) for s in (sources if isinstance(sources, list) else sources.keys())]
 
 
-def _groups(studio: Studio, cards: list[Card]) -> list[dict[str, Any]]:
-    groups: dict[str, list[dict[str, Any]]] = {}
-    for card in cards:
-        family = studio.catalog.family(card.family)
-        title = TITLES.get(card.group, LARGER)
-        foot = [str(family.get("licence") or ""), f"{card.steps} steps"]
-        if card.group == "demo":
-            foot = ["no download", "CPU is enough"]
-        groups.setdefault(title, []).append(
-            {
-                "id": card.id,
-                "name": card.name,
-                "description": card.description,
-                "foot": [text for text in foot if text],
-                "mono": card.family[:2].upper() + "".join(c for c in card.family if c.isdigit())[:1],
-                "pictures": _pictures(studio) if card.group == "demo" else [],
-            }
-        )
-    return [{"title": title, "cards": members} for title, members in groups.items()]
+def _groups(studio: Studio, cards: list[Card], draft: Draft) -> list[dict[str, Any]]:
+    kind, memory = str(studio.checker.device.get("kind") or ""), None
+    if kind == "cuda":
+        memory = shelf.memory()
+    folder = studio.workspace.datasets.folder(draft.dataset)
+    have = shelf.material(folder.iterdir())
+    return shelf.arranged([_card(studio, card, (kind, memory), have) for card in cards])
+
+
+def _card(studio: Studio, card: Card, machine: tuple[str, float | None], have: set[str]) -> dict[str, Any]:
+    """One recipe of the shelf. machine: kind and memory of its device."""
+    family = studio.catalog.family(card.family)
+    modality = str(family.get("modality") or "")
+    reason = shelf.unsuited(card, modality, have) if card.group != "demo" else ""
+    foot = ["no download", "CPU is enough"]
+    if card.group != "demo":
+        needs = f"about {card.gigabytes} GB" if card.gigabytes else ""
+        foot = [needs, str(family.get("size") or ""), f"{card.steps} steps", str(family.get("licence") or "")]
+    return {
+        "id": card.id,
+        "name": card.name,
+        "model": str(family.get("title") or ""),
+        "description": card.description,
+        "goals": shelf.goals(card, modality),
+        "place": shelf.place(card, machine[0], machine[1], reason),
+        "reason": reason,
+        "gigabytes": card.gigabytes,
+        "foot": [text for text in foot if text],
+        "mono": card.family[:2].upper() + "".join(c for c in card.family if c.isdigit())[:1],
+        "pictures": _pictures(studio) if card.group == "demo" else [],
+    }
 
 
 def _pictures(studio: Studio) -> list[str]:
@@ -276,39 +428,37 @@ def _time(studio: Studio, draft: Draft, steps: Any) -> str:
 
 def _facts(studio: Studio, draft: Draft, plan: dict[str, Any]) -> list[list[str]]:
     train, validate = draft.raw["train"], draft.raw.get("validate") or {}
-    files = plan.get("items") or len(studio.workspace.datasets.files(draft.dataset))
+    files = _files(studio, draft, plan)
     facts = [["Pictures", f"{files} in {dataset_title(draft.dataset)}"]]
     if plan.get("unused"):
         facts.append(["Left out", str(plan["unused"])])
     sizes = list(dict.fromkeys(f"{b['width']} × {b['height']}" for b in plan.get("buckets") or [] if b["width"]))
     if sizes:
         facts.append(["Sizes", ", ".join(sizes[:2]) + (f" and {len(sizes) - 2} more" if len(sizes) > 2 else "")])
-    seen = _times_seen(train, files)
-    if seen:
-        facts.append(["Each is seen", seen])
+    seen = story.seen(train, files)
+    if seen is not None:
+        facts.append(["Each is seen", story.times(seen)])
+        facts.append(["Pictures seen", f"{round(seen * files):,}"])
+    if plan.get("epochs"):
+        facts.append(["Epochs", f"{plan['epochs']:g} of {count(plan['steps_per_epoch'], 'step')}"])
+    if scale := story.scale(draft.raw.get("adapter") or {}):
+        facts.append(["Scale", scale])
     facts.append(["Time", _time(studio, draft, train.get("steps"))])
     prompts = validate.get("prompts") or []
     if prompts and isinstance(validate.get("every"), int):
         facts.append(["Samples", f"{len(prompts)} every {validate['every']} steps"])
+    facts += _weights(plan)
     facts.append(["Runs on", studio.device()["name"]])
     return facts
 
 
-def _times_seen(train: dict[str, Any], files: int) -> str:
-    try:
-        seen = train["steps"] * train["batch"] * train["accumulate"] / files
-    except (TypeError, KeyError, ZeroDivisionError):
-        return ""
-    return f"{seen:.0f} times" if seen >= 1.5 else "about once" if seen > 0.7 else "not all of them"
-
-
-def _why(draft: Draft, standard: dict[str, Any]) -> list[str]:
-    adapter, train = draft.raw.get("adapter") or {}, draft.raw["train"]
-    own = standard["train"]["steps"]
-    why = [f"Standard is the length this recipe was tuned for: {own} steps."]
-    if adapter.get("kind") == "lora":
-        why.append(f"Rank {adapter.get('rank')}: higher learns more detail and makes a larger file.")
-    rate = train.get("lr")
-    why.append(f"Learning rate {rate:g}." if isinstance(rate, float) else "Learning rate: the optimiser's usual value.")
-    why.append(f"Seed {train.get('seed')}: the same seed gives the same run.")
-    return why
+def _weights(plan: dict[str, Any]) -> list[list[str]]:
+    """What the base takes, as it is and as it will be held."""
+    rows = []
+    for one in plan.get("memory") or []:
+        name = "Base model" if len(rows) == 0 else forms.title(str(one["part"]))
+        text = story.bytes_text(one["before"])
+        if one["quantise"] not in ("none", None):
+            text = f"{text}, {story.bytes_text(one['bytes'])} as {one['quantise']}"
+        rows.append([name, text])
+    return rows
