@@ -150,6 +150,9 @@ def _speed_and_memory(ready: Prepared, network: Any) -> None:
             raise UserError(
                 f"memory.attention is {memory.attention!r}: {first} Choose another, or leave it empty."
             ) from None
+    elif ready.device.kind == "cuda":
+        # cuDNN's attention gave a random FLUX in bf16 NaN gradients on an H200 (torch 2.11), the others did not
+        torch.backends.cuda.enable_cudnn_sdp(False)
     if memory.compile:
         shapes = {(b.width, b.height, b.frames, b.samples) for b in ready.plan.buckets}
         try:

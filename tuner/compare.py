@@ -235,7 +235,7 @@ class _Contender:
         if (path / "model_index.json").is_file():
             return self._held(self._fresh(Source(str(path), {})))
         try:
-            return self._branch(path) if path.is_dir() else self._with(file.read(path))
+            return self._branch(path) if controlnet.is_branch(path) else self._with(file.read(path))
         except (ValueError, KeyError, RuntimeError, OSError, SafetensorError) as error:
             first = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise UserError(
@@ -262,7 +262,7 @@ class _Contender:
         return parts
 
     def _branch(self, path: Path) -> Parts:
-        """A ControlNet's folder."""
+        """A ControlNet's folder, or a checkpoint of one."""
         strength = self.contender.strength
         try:
             return self._held(

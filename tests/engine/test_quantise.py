@@ -388,7 +388,9 @@ def test_peft_knows_the_layers_of_bitsandbytes(tiny) -> None:
         parts = family.load(source, (family.denoiser,), torch.float32)
         with quantise.base(family, parts, Place(method, torch.float32, CPU), (), lambda *_, **__: None):
             adapter: Any = adapters.build(LoraSpec(rank=2), family, parts)
-        assert {f"{type(m).__module__}.{type(m).__name__}" for m in adapter.layers} == {f"peft.tuners.lora.bnb.{kind}"}
+        assert {f"{type(m).__module__}.{type(m).__name__}" for m in adapter.modules.values()} == {
+            f"peft.tuners.lora.bnb.{kind}"
+        }
     assert libraries.bitsandbytes().nn.Linear4bit
 
 
@@ -400,7 +402,7 @@ def test_fp8_is_put_on_behind_the_adapter_and_saves_only_with_checkpointing(tiny
     with quantise.base(family, parts, Place("fp8", torch.float32, CPU), (), lambda *_, **__: None):
         adapter: Any = adapters.build(LoraSpec(rank=2), family, parts)
     assert {p.dtype for p in adapter.parameters()} == {torch.float32}
-    assert {m.get_base_layer().weight.dtype for m in adapter.layers} == {torch.float8_e4m3fn}
+    assert {m.get_base_layer().weight.dtype for m in adapter.modules.values()} == {torch.float8_e4m3fn}
     network: Any = parts.network
     cond = {"embeds": torch.randn(1, 24, 32), "pooled": torch.randn(1, 32)}
     kept: list[int] = []
@@ -452,7 +454,7 @@ def ready_with(settings: list[str]) -> prepare.Prepared:
     """The demo's recipe, prepared as it is, with these settings put in afterwards."""
     ready = prepare.prepare(recipe.load(DEMO))
     changed = recipe.load(DEMO, settings)
-    ready.recipe = prepare.resolve(changed, ready.family, ready.geometry, ready.device)
+    ready.recipe = prepare.resolve(changed, ready.family, ready.source, ready.geometry, ready.device)
     return ready
 
 

@@ -227,7 +227,7 @@ def test_hidream_tables_hold_the_text_behind_the_picture(checkpoint: Checkpoint)
 def test_tread_knows_what_it_may_leave_out(checkpoint: Checkpoint) -> None:
     """It routes the two streams of HiDream and Cosmos, and says why it does not where tokens may not be missing."""
     cls = extensions.get("tread")
-    recipe: Any = None
+    recipe = Recipe.model_validate({"family": "any", "source": "any", "data": [{"path": "any"}]})
     reasons = {
         n: cls(cls.Settings()).refuses(families.get(n)(), recipe) for n in ("sana", "lumina2", "z_image", "omnigen")
     }

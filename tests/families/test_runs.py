@@ -171,6 +171,8 @@ def test_recipe(
     """Each recipe is clean with data and a checkpoint of its family and task; only small sizes are set."""
     monkeypatch.setenv("TUNER_HOME", str(tmp_path / "home"))
     raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    if "extends" in raw:
+        raw = {**yaml.safe_load((path.parent / raw["extends"]).read_text(encoding="utf-8")), **raw}
     fitting = [c for c in all_cases().values() if c.family == raw["family"] and c.task == raw.get("task", "generate")]
     assert fitting, "no case for this recipe"
     assert raw["description"]
@@ -184,6 +186,8 @@ def test_recipe(
         chosen += [f"options.{k}={v}" for k, v in beside.items()]
         if "reference" in settings["data"][0]:
             chosen.append(f"data.0.reference={settings['data'][0]['reference']}")
+        if raw.get("adapter", {}).get("kind") == "controlnet":
+            chosen.append(f"data.0.control={settings['data'][0]['path']}")  # any picture of the same name will do
         if recipes_modality(case) == "audio":
             chosen += [f"media.seconds={shape.seconds}"]
         else:

@@ -21,7 +21,7 @@ from typing import Any
 import peft
 from diffusers.image_processor import VaeImageProcessor
 from peft.tuners.lora import LoraLayer
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -388,12 +388,22 @@ def _config(path: Path) -> dict[str, Any]:
         return json.loads((file.metadata() or {}).get(HEADER, "{}"))
 
 
+def is_branch(path: Path) -> bool:
+    """Whether `path` is a ControlNet: its folder, or a checkpoint of one."""
+    if path.is_dir():
+        return True
+    try:
+        return bool(_config(path))
+    except (SafetensorError, OSError):
+        return False  # whoever reads it as an adapter says what is wrong with it
+
+
 def attach(family: Family, parts: Parts, path: Path, strength: float) -> bool:
     """Load a ControlNet or control LoRA for sampling as its official pipeline does; False when `path` holds none.
 
     Raises `ValueError` when it is none of this family's.
     """
-    if path.is_dir() or _config(path):
+    if is_branch(path):
         sight = Sight(family, parts, "branch")
         where = next(parts.network.parameters())
         parts.components[CONTROLNET] = opened(family, parts, path).to(where.device, where.dtype)
