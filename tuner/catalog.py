@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from . import __version__, adapters, extensions, families
+from . import __version__, adapters, export, extensions, families
 from .adapters import Kind
 from .extension import Extension
 from .family import Family
@@ -39,6 +39,7 @@ def _family(cls: type[Family]) -> dict[str, Any]:
         "timesteps": cls.timesteps.model_dump(),
         "encoders": cls.encoders,
         "trains_text": list(cls.trainable_text),
+        "formats": _formats(cls),
         "options": cls.Options.model_json_schema(),
     }
 
@@ -75,19 +76,39 @@ def _extension(cls: type[Extension]) -> dict[str, Any]:
 MODALITIES = ("image", "video", "audio")
 
 
+def _controls(cls: type[Family], refused: bool) -> str:
+    """Which forms of ControlNet a family has."""
+    return "–" if refused or cls.control is None else ", ".join(cls.control.forms)
+
+
+def _formats(cls: type[Family]) -> list[str]:
+    """The adapter files of a family that are written and checked."""
+    return ["diffusers", *(f for f in ("comfyui", "kohya") if not export.refused(cls.names, f))]
+
+
 def markdown() -> str:
     """The README's tables."""
     data = describe()
-    head = "| family | model | size | tasks | answers | text encoders | adapters | made for | licence |"
-    lines = [head, "|---" * 9 + "|"]
+    head = (
+        "| family | model | size | tasks | answers | text encoders | layers | ControlNet | text trains | files "
+        "| made for | licence |"
+    )
+    lines = [head, "|---" * 12 + "|"]
+    control = next(a for a in data["adapters"] if a["kind"] == "controlnet")
     for f in sorted(data["families"], key=lambda f: (MODALITIES.index(f["modality"]), f["name"])):
         tasks, presets = ", ".join(t.replace("_", " ") for t in f["tasks"]), ", ".join(f["targets"])
         size = f"{f['resolution']} px" if f["resolution"] else f["modality"]
         kind = "" if f["modality"] == "image" else f" ({f['modality']})"
+        looks = _controls(families.get(f["name"]), f["name"] in control["refused"])
         lines.append(
             f"| `{f['name']}` | {f['title']}{kind} | {f['size']} | {tasks} | {f['predicts']} | {f['encoders']} "
-            f"| LoRA ({presets}), full | {size} | {f['licence']} |"
+            f"| {presets} | {looks} | {'CLIP' if f['trains_text'] else '–'} | {', '.join(f['formats'])} | {size} "
+            f"| {f['licence']} |"
         )
+    lines += ["", "| way of training | what it is | forms |", "|---|---|---|"]
+    for a in data["adapters"]:
+        names = ", ".join(v["title"] for v in a["variants"]) or "–"
+        lines.append(f"| {a['title']} (`{a['kind']}`) | {a['description']} | {names} |")
     lines += ["", "| technique | what it does | settings |", "|---|---|---|"]
     for e in data["extensions"]:
         names = ", ".join(f"`{name}`" for name in e["schema"].get("properties", {}))
