@@ -7,16 +7,16 @@ from pathlib import Path
 import pytest
 
 from gradio_app.workspace import Workspace
+from tests.app.browser import expect, shot, sync_api, tab
 from tests.app.fake_hub import GOOD, environment, hub
 from tests.app.helpers import served
-from tests.app.test_browser import context, expect, shot, sync_api, tab  # noqa: F401 (a fixture)
 from tests.app.test_publish import finished_run
 
 Page = sync_api.Page
 pytestmark = pytest.mark.browser
 
 
-def test_library_publish_system_help(context: tuple, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+def test_library_publish_system_help(context: tuple, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     finished_run(Workspace(tmp_path / "home").runs / "2026-11-28-cat", tmp_path / "secret-pictures")
     page = context[0].new_page()
     page.set_default_timeout(20_000)

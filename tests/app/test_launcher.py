@@ -108,7 +108,7 @@ def test_an_engine_that_does_not_start_is_a_crash_with_its_last_words(studio: St
 
 def test_a_second_run_waits_and_begins_by_itself(studio: Studio) -> None:
     """A failing run between two others does not stop the queue; the order can be changed; a new app goes on."""
-    first = started(studio, 60)
+    first = started(studio, 600)  # long enough for three checks on a busy machine
     broken, other, last = started(studio, 5, "breaks"), started(studio, 5, "other"), started(studio, 5, "last")
     assert [e["run"] for e in studio.queue.waiting()] == [broken.name, other.name, last.name]
     assert train.view(studio, broken.name)["band"]["headline"] == "Waiting in the queue"
