@@ -12,7 +12,7 @@ import pytest
 from tests.app.browser import Page, Window, expect, watched
 from tests.app.helpers import ROOT, served
 
-pytestmark = pytest.mark.browser
+pytestmark = [pytest.mark.browser, pytest.mark.slow]
 SHOTS = Path(os.environ.get("TUNER_SHOTS") or ROOT / "tests" / "app" / "shots")
 RULES = {"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"]}
 WIDER = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
