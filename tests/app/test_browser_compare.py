@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.app.helpers import served
-from tests.app.test_compare import EVIL, foreign_file
+from tests.app.test_compare_tab import EVIL, foreign_file
 
 pytestmark = pytest.mark.browser
 browser = pytest.importorskip("tests.app.browser", reason="playwright or a browser is missing")
