@@ -82,12 +82,12 @@ def _torchao(config: str) -> Making:
 class Method:
     """One way of holding weights.
 
-    package: what must be installed. what: for people. why: when to take it, for people. each: bytes of a weight
+    name: of the library. package: what of it must be there. what: for people. why: when to take it, for people. each: bytes of a weight
     [rows, columns] with its scales, where a plain number takes so many bytes. adapters: kinds of adapters that work
     on it. make: None for `cast`.
     """
 
-    library: str
+    name: str
     package: str
     what: str
     why: str
@@ -251,9 +251,9 @@ class Quantised:
         """Fields of the `quantised` event."""
         about = METHODS[self.method]
         saved = f"{self.before / 1e6:.1f} MB became {self.bytes / 1e6:.1f} MB"
-        text = f"{self.part}: {self.layers} layers in {about.what} ({about.library}), {saved}. {self.reason}"
+        text = f"{self.part}: {self.layers} layers in {about.what} ({about.name}), {saved}. {self.reason}"
         return {
-            "part": self.part, "method": self.method, "library": about.library, "layers": self.layers,
+            "part": self.part, "method": self.method, "library": about.name, "layers": self.layers,
             "before": self.before, "bytes": self.bytes, "reason": self.reason, "text": text,
         }  # fmt: skip
 
@@ -411,16 +411,16 @@ def unfit(method: str, where: Device) -> str:
     """Why a method does not work on this device, "" if it does: found by trying it on a small layer."""
     about = METHODS[method]
     if find_spec(about.package.split(".")[0]) is None or find_spec(about.package) is None:
-        return f"{about.library} is not installed; `pip install {about.library}`"
+        return f"{about.name} is not installed; `pip install {about.name}`"
     if method == "int4" and (missing := _compiler(where.kind)):
-        return f"{about.library} compiles its 4-bit code at first use, and there is no {missing} here"
+        return f"{about.name} compiles its 4-bit code at first use, and there is no {missing} here"
     if method == "int4":
         return ""  # trying it would take the minute in which it is compiled
     try:
         _try(method, where.torch)
     except REFUSALS as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        return f"{about.library} says on {where.kind}: {first}"
+        return f"{about.name} says on {where.kind}: {first}"
     return ""
 
 

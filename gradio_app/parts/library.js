@@ -1,5 +1,5 @@
 // Everything in the workspace, the bin, and the page that publishes a run.
-Tuner.library = (element, trigger, props, watch) =>
+Tuner.holdings = (element, trigger, props, watch) =>
   Tuner.widget(element, props, watch, (root) => {
     const { h, icon, slots, file, go } = Tuner;
     const part = slots();

@@ -11,7 +11,7 @@ from typing import Any
 
 import gradio as gr
 
-from ..library import Library, size_text, when
+from ..holdings import Library, size_text, when
 from ..parts.names import safe_stem
 from ..parts.reader import reader
 from ..parts.widget import quiet, widget
@@ -34,7 +34,7 @@ def view(studio: Studio, said: str = "", page: dict[str, Any] | None = None) -> 
 
 def build(studio: Studio, session: gr.State, tabs: gr.Tabs) -> gr.HTML:
     """The screen."""
-    screen = widget("library", {"items": [], "bin": [], "total": "", "said": "", "page": None}, "library", EVENTS)
+    screen = widget("holdings", {"items": [], "bin": [], "total": "", "said": "", "page": None}, "library", EVENTS)
     job = gr.State("")
     clock = gr.Timer(1.0, active=False)
 

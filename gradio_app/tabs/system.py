@@ -11,7 +11,7 @@ from typing import Any
 
 import gradio as gr
 
-from ..library import Library, size_of, size_text
+from ..holdings import Library, size_of, size_text
 from ..parts.widget import quiet, widget
 from ..studio import Studio
 

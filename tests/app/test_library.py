@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from gradio_app.library import Library
+from gradio_app.holdings import Library
 from gradio_app.studio import Studio
 from gradio_app.tabs import library as screen
 from tests.app.fake_hub import GOOD, environment, hub

@@ -489,7 +489,7 @@ def test_auto_on_a_device_takes_what_fits(free: int, method: str, monkeypatch: p
 def test_every_method_is_in_the_recipe_and_told() -> None:
     names = set(recipe.Quantisation.__args__)
     assert names == {"none", "auto", *METHODS}
-    assert all(m.library and m.what and m.why for m in METHODS.values())
+    assert all(m.name and m.what and m.why for m in METHODS.values())
 
 
 def test_samples_beside_each_other_on_a_quantised_base(
