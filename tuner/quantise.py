@@ -82,9 +82,9 @@ def _torchao(config: str) -> Making:
 class Method:
     """One way of holding weights.
 
-    name: of the library. package: what of it must be there. what: for people. why: when to take it, for people. each: bytes of a weight
-    [rows, columns] with its scales, where a plain number takes so many bytes. adapters: kinds of adapters that work
-    on it. make: None for `cast`.
+    name: of the library. package: what of it must be there. what: for people. why: when to take it, for people.
+    each: bytes of a weight [rows, columns] with its scales, where a plain number takes so many bytes. adapters: kinds
+    of adapters that work on it. make: None for `cast`.
     """
 
     name: str

@@ -12,7 +12,7 @@ import pytest
 from tests.app.browser import Page, Window, expect, watched
 from tests.app.helpers import ROOT, served
 
-pytestmark = [pytest.mark.browser, pytest.mark.slow]
+pytestmark = pytest.mark.browser
 SHOTS = Path(os.environ.get("TUNER_SHOTS") or ROOT / "tests" / "app" / "shots")
 RULES = {"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"]}
 WIDER = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
@@ -21,7 +21,7 @@ WIDER = "document.documentElement.scrollWidth - document.documentElement.clientW
 @pytest.fixture(scope="module")
 def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The app with a training that goes on for some minutes, started once for all tests."""
-    with served(tmp_path_factory.mktemp("access") / "home", "0.2") as where:
+    with served(tmp_path_factory.mktemp("access") / "home", "1.0") as where:
         with watched() as (window, _):
             page = opened(window, where)
             page.get_by_role("tab", name="Recipe").click()
@@ -33,7 +33,7 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 def opened(window: Any, where: str, mode: str = "light") -> Page:
     """The page with its first screen drawn."""
     page = window.new_page()
-    page.goto(f"{where}?__theme={mode}")
+    page.goto(f"{where}?tab=dataset&__theme={mode}")  # else a page that opens beside a training turns to it
     expect(page.locator(".t-card").first).to_be_visible()
     return page
 

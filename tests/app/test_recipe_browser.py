@@ -9,7 +9,7 @@ import pytest
 from tests.app.browser import Page, Window, expect, shot, tab
 from tests.app.helpers import served
 
-pytestmark = [pytest.mark.browser, pytest.mark.slow]
+pytestmark = pytest.mark.browser
 
 
 def test_the_recipe_by_keyboard(context: Window, tmp_path: Path) -> None:
