@@ -16,7 +16,7 @@ from .source import Source
 
 @dataclass(frozen=True)
 class Written:
-    """One result on disk. format: diffusers, comfyui, kohya, model or controlnet.
+    """One result on disk. format: diffusers, comfyui, kohya, lycoris, peft, model, controlnet.
 
     loads_in: the programs as whose loader it was opened again with every key understood and the live adapter's change
     of the weights found. problems: what was wrong, one sentence each; empty when it is as it should be.
@@ -55,20 +55,25 @@ class Adapter(Protocol):
         """What the header of a file with this state must say for other programs to read it rightly."""
         ...
 
+
+@runtime_checkable
+class Layered(Protocol):
+    """An adapter that is a change of modules, and so is written in every format of adapter files (`export.adapter`)."""
+
+    def layers(self) -> list[Layer]:
+        """What it says of each module as it stands: on the CPU, in float32."""
+        ...
+
+
+@runtime_checkable
+class Writes(Protocol):
+    """An adapter with files of its own kind: a whole model, a ControlNet, what peft alone reads."""
+
     def export(self, folder: Path, source: Source, pipeline: Any) -> list[Written]:
         """Write the result below `folder`, open it again and compare with what trained; the main file first.
 
         source: the base model. pipeline: the family's official pipeline class.
         """
-        ...
-
-
-@runtime_checkable
-class Layered(Protocol):
-    """An adapter that is a change of modules, and so can be written in every format of adapter files."""
-
-    def layers(self) -> list[Layer]:
-        """What it says of each module as it stands: on the CPU, in float32."""
         ...
 
 

@@ -14,8 +14,8 @@ from accelerate.state import AcceleratorState
 from torch import Tensor
 
 from . import adapters, assistants, device, export, optimizers, provenance, quantise
-from .adapter import Adapter, Layered, Written
-from .adapters import lora, start
+from .adapter import Adapter, Layered, Writes, Written
+from .adapters import start
 from .control import CONTROLNET
 from .data import cache, fill, loader, tensor
 from .data.buckets import frame
@@ -310,28 +310,13 @@ def exported(job: Job, ready: Prepared, folder: Path, say: Say) -> list[Written]
 
 def write(trainer: Trainer, ready: Prepared, folder: Path, facts: dict[str, str], say: Say) -> list[Written]:
     """Write what trains below `folder`, in every format that the recipe asks for; the main file first."""
-    folder.mkdir(parents=True, exist_ok=True)
-    pipeline = type(trainer.family.pipe(trainer.parts))
-    adapter, network = trainer.adapter, trainer.parts.network
-    if not isinstance(adapter, Layered):
-        return adapter.export(folder, ready.source, pipeline)
-    layers, save, family = adapter.layers(), ready.recipe.save, ready.family
-    networks = {
-        layers[0].part if trainer.parts.denoiser.startswith(layers[0].part) else trainer.parts.denoiser: network
-    }
-    networks |= getattr(adapter, "encoders", {})
-    order = export.Order(
-        folder,
-        ready.recipe.name,
-        family.named(ready.source.config(family.denoiser)),
-        networks,
-        pipeline,
-        lora.layout(pipeline, network),
-        tuple(save.formats),
-        save.precision,
-        save.metadata,
-        facts,
+    save, adapter = ready.recipe.save, trainer.adapter
+    if isinstance(adapter, Writes):
+        folder.mkdir(parents=True, exist_ok=True)
+        return adapter.export(folder, ready.source, type(trainer.family.pipe(trainer.parts)))
+    assert isinstance(adapter, Layered)
+    wish = export.Wish(
+        ready.recipe.name, tuple(save.formats), save.precision, save.metadata, facts,
         lambda text: say("note", where="save.formats", text=text),
-        adapter.loads_in() if hasattr(adapter, "loads_in") else ("lycoris-lora",),
-    )
-    return export.files(layers, order)
+    )  # fmt: skip
+    return export.adapter(adapter, trainer.family, ready.source, trainer.parts, folder, wish)

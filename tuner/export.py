@@ -12,14 +12,16 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from .adapter import Written
+from .adapter import Layered, Written
+from .family import Family
 from .formats import metadata, verify, write
 from .formats.apply import plain_weight
 from .formats.layers import Layer
 from .formats.places import Places, shapes, text_names
 from .native import Names
+from .source import Source
+from .types import Parts
 
-FILE, PEFT_FILE = "pytorch_lora_weights.safetensors", "adapter_model.safetensors"
 FORMATS = ("diffusers", "comfyui", "kohya", "lycoris")
 
 
@@ -28,25 +30,32 @@ def _silent(text: str) -> None:
 
 
 @dataclass(frozen=True)
-class Order:
-    """What is to be written, and where. folder: `export`. name: of the files. networks: part → network, denoiser first.
+class Wish:
+    """What a user asked for. name: of the files. formats: none means all that the family has. facts: what is known of
+    the training, for the header. tell: gets a sentence for each format that was left out."""
 
-    pipeline, layout: diffusers' class and who reads an adapter for it (`adapters.lora.layout`). formats: none means all
-    that the family has. facts: what is known of the training, for the header. tell: gets a sentence for each format
-    that was left out. lycoris: who loads LyCORIS' own format of this adapter rightly.
-    """
-
-    folder: Path
-    name: str
-    names: Names
-    networks: Mapping[str, nn.Module]
-    pipeline: Any
-    layout: write.Layout
+    name: str = "adapter"
     formats: tuple[str, ...] = ()
     precision: str = "fp32"
     metadata: metadata.Choice = "full"
     facts: Mapping[str, str] = field(default_factory=dict)
     tell: Callable[[str], None] = _silent
+
+
+@dataclass(frozen=True)
+class Order:
+    """What is to be written, and where. folder: `export`. networks: part → network, denoiser first.
+
+    pipeline, layout: diffusers' class and who reads an adapter for it. lycoris: who loads LyCORIS' own format of this
+    adapter rightly.
+    """
+
+    folder: Path
+    names: Names
+    networks: Mapping[str, nn.Module]
+    pipeline: Any
+    layout: write.Layout
+    wish: Wish = Wish()
     lycoris: tuple[str, ...] = ("lycoris-lora",)
 
     def weight(self, part: str, module: str) -> Tensor | None:
@@ -66,14 +75,16 @@ def refused(names: Names, format: str) -> str:
 
 def wanted(order: Order, layers: Sequence[Layer]) -> list[str]:
     """The formats that are written; each that the family has but this adapter cannot take is told."""
-    if order.formats:
-        return [f for f in FORMATS if f in order.formats]
+    if order.wish.formats:
+        return [f for f in FORMATS if f in order.wish.formats]
     possible = []
     strange = [layer for layer in layers if not write.plain(layer)]
     mixed = len({"magnitude" in layer.tensors for layer in layers}) > 1
     if strange or mixed:
         kind = f"{strange[0].kind} on {strange[0].module}" if strange else "DoRA on some layers and not on others"
-        order.tell(f"No file for diffusers was written: it loads no {kind}. LyCORIS' own format stands in its place.")
+        order.wish.tell(
+            f"No file for diffusers was written: it loads no {kind}. LyCORIS' own format stands in its place."
+        )
     else:
         possible.append("diffusers")
     parts = {layer.part for layer in layers}
@@ -82,13 +93,27 @@ def wanted(order: Order, layers: Sequence[Layer]) -> list[str]:
             continue
         homeless = [p for p in parts if p in TEXT and not order.names.text.get(p, ("", ""))[side]]
         if homeless:
-            order.tell(f"No file for {format} was written: it has no place for an adapter of {homeless[0]}.")
+            order.wish.tell(f"No file for {format} was written: it has no place for an adapter of {homeless[0]}.")
         else:
             possible.append(format)
     return possible if "diffusers" in possible else [*possible, "lycoris"]
 
 
 TEXT = ("text_encoder", "text_encoder_2", "text_encoder_3")
+
+
+def adapter(
+    adapter: Layered, family: Family, source: Source, parts: Parts, folder: Path, wish: Wish = Wish()
+) -> list[Written]:
+    """Write an adapter below `folder` as it stands; the main file first. See `files`."""
+    pipeline, network = type(family.pipe(parts)), parts.network
+    layers = adapter.layers()
+    # the second expert of a model is written under the first one's name
+    own = layers[0].part if parts.denoiser.startswith(layers[0].part) else parts.denoiser
+    networks = {own: network, **getattr(adapter, "encoders", {})}
+    lycoris = adapter.loads_in() if hasattr(adapter, "loads_in") else ("lycoris-lora",)
+    names, form = family.named(source.config(family.denoiser)), write.layout(pipeline, network)
+    return files(layers, Order(folder, names, networks, pipeline, form, wish, lycoris))
 
 
 def files(layers: Sequence[Layer], order: Order) -> list[Written]:
@@ -101,7 +126,7 @@ def files(layers: Sequence[Layer], order: Order) -> list[Written]:
         raise AssertionError("an adapter without layers")
     places = Places(order.names, {part: shapes(network) for part, network in order.networks.items()})
     layers = [_own_name(layer, places) for layer in layers]
-    against = verify.Check(layers, places, order.weight, order.precision)
+    against = verify.Check(layers, places, order.weight, order.wish.precision)
     order.folder.mkdir(parents=True, exist_ok=True)
     return [_file(layers, order, format, against) for format in wanted(order, layers)]
 
@@ -118,12 +143,12 @@ def _own_name(layer: Layer, places: Places) -> Layer:
 def _file(layers: Sequence[Layer], order: Order, format: str, against: verify.Check) -> Written:
     if format == "diffusers":
         sheet = write.diffusers(layers, order.layout, against.places)
-        name = PEFT_FILE if order.layout == "peft" else FILE
+        name = write.PEFT_FILE if order.layout == "peft" else write.FILE
     else:
         sheet = write.WRITERS[format](layers, against.places, order.weight)
-        name = f"{order.name}.safetensors"
-    tensors = write.exact(sheet.tensors, order.precision)
-    told = metadata.header(tensors, layers, order.names, order.facts, order.metadata)
+        name = f"{order.wish.name}.safetensors"
+    tensors = write.exact(sheet.tensors, order.wish.precision)
+    told = metadata.header(tensors, layers, order.names, order.wish.facts, order.wish.metadata)
     target, partial = order.folder / format, order.folder / f".partial-{format}"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)

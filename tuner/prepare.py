@@ -268,8 +268,14 @@ def formats(ready: Prepared) -> Iterator[Problem]:
     save, family = ready.recipe.save, ready.family
     for text in export.checked(save.formats, family.names):
         yield Problem("error", "save.formats", text, {"save.formats": []})
-    if save.formats and ready.recipe.adapter.kind == "full":
-        text = "save.formats is of adapters, but adapter.kind=full writes a whole model; remove it."
+    adapter = ready.recipe.adapter
+    own = {"full": "a whole model", "controlnet": "a ControlNet"}.get(adapter.kind)
+    if getattr(adapter, "algorithm", "") == "ia3" and adapter.kind == "peft":
+        own = "peft's own file"
+    if save.formats and own:
+        text = (
+            f"save.formats is {', '.join(save.formats)}, but adapter.kind={adapter.kind} here writes {own}; remove it."
+        )
         yield Problem("error", "save.formats", text, {"save.formats": []})
 
 

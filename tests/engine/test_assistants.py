@@ -9,12 +9,11 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from diffusers import FluxPipeline
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from tests.engine.test_runs import losses, pictures
-from tuner import adapters, families, recipe
+from tuner import adapters, export, families, recipe
 from tuner.__main__ import main
 from tuner.adapters import lora
 from tuner.assistants import Assistants
@@ -27,11 +26,11 @@ from tuner.source import Source
 @pytest.fixture(scope="module")
 def assistant(tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A LoRA of the tiny Flux that changes much, alpha unlike rank."""
-    _, adapter, _ = network(tiny, LoraSpec(rank=2, alpha=6))
+    family, adapter, parts = network(tiny, LoraSpec(rank=2, alpha=6))
     torch.manual_seed(3)
     adapter.load_state_dict({k: torch.randn_like(v) * 0.3 for k, v in adapter.state_dict().items()})
     folder = tmp_path_factory.mktemp("assistant")
-    return adapter.export(folder, Source(str(tiny("flux1")), {}), FluxPipeline)[0].path
+    return export.adapter(adapter, family, Source(str(tiny("flux1")), {}), parts, folder)[0].path
 
 
 def network(tiny, spec: Any) -> tuple[Any, Any, Any]:

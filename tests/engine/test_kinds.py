@@ -177,7 +177,7 @@ def test_a_kind_keeps_its_promises(kind: str, family: str, folders: dict[str, Pa
     layers = on.adapter.layers()
     close(on.answer(merged(on.base, layers)), live, changed)
 
-    written = on.adapter.export(tmp_path, on.rig.source, type(on.rig.official))[0]
+    written = on.rig.exported(on.adapter, tmp_path)[0]
     again = bench(folders, family, spec, seed=9)
     again.adapter.load_state_dict(after)
     assert again.answer().equal(live)
@@ -221,7 +221,7 @@ def test_a_kind_in_another_process(
             setattr(rig.official, part, kept)
 
     base, with_it = draw(on.base), draw(rig.parts.network)
-    path = on.adapter.export(tmp_path, rig.source, type(rig.official))[0].path
+    path = rig.exported(on.adapter, tmp_path)[0].path
     there = elsewhere(family, folders[family], path, rig.family.lora_arguments)
     changed = (with_it - base).abs().max().item()
     assert changed > 1e-4
@@ -254,7 +254,7 @@ def test_a_run_goes_on_from_an_adapter(folders: dict[str, Path], tmp_path: Path)
     on = bench(folders, "flux1", LoraSpec(rank=2, ranks={"to_q": 4}, alphas={"to_k": 5.0}, dora=True))
     on.train(4)
     live, family, source = on.answer(), on.rig.family, on.rig.source
-    path = str(on.adapter.export(tmp_path, on.rig.source, type(on.rig.official))[0].path)
+    path = str(on.rig.exported(on.adapter, tmp_path)[0].path)
     spec = understood(LoraSpec(start=path), family, source)
     assert understood(LoraSpec(**spec.model_dump()), family, source) == spec, "a resumed run reads its own recipe again"
     again = bench(folders, "flux1", spec, seed=5)
@@ -273,12 +273,12 @@ def test_an_adapter_of_another_family_is_no_start(folders: dict[str, Path], tmp_
     from tuner.adapters.start import understood
 
     on = bench(folders, "sd1", LoraSpec(rank=2))
-    path = str(on.adapter.export(tmp_path, on.rig.source, type(on.rig.official))[0].path)
+    path = str(on.rig.exported(on.adapter, tmp_path)[0].path)
     flux = bench(folders, "flux1", LoraSpec(rank=2)).rig
     with pytest.raises(UserError, match=r"does not fit FLUX\.1"):
         understood(LoraSpec(start=path), flux.family, flux.source)
     other = bench(folders, "z_image", LoraSpec(rank=2))
-    path = str(other.adapter.export(tmp_path, other.rig.source, type(other.rig.official))[0].path)
+    path = str(other.rig.exported(other.adapter, tmp_path)[0].path)
     with pytest.raises(UserError, match=r"does not fit|no place in this model"):
         bench(folders, "flux1", understood(LoraSpec(start=path), flux.family, flux.source))
 

@@ -512,8 +512,9 @@ def scaled(layer: Layer, rig: Rig) -> Layer:
 
 def exported_loads(rig: Rig, adapter: Lycoris, whole: Tensor, folder: Path) -> None:
     """lycoris-lora makes of the file what was trained, where the journal says that it does."""
-    pipeline = type(rig.family.pipe(rig.parts))
-    for written in adapter.export(folder, rig.source, pipeline):
+    own = [w for w in rig.exported(adapter, folder) if w.format in ("diffusers", "lycoris")]
+    assert own and not any(w.problems for w in own)
+    for written in own:
         other = fresh(rig)
         if written.format == "diffusers":
             rig.family.pipe(other.parts).load_lora_weights(

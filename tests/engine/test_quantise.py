@@ -200,7 +200,7 @@ def test_unet_two_streams_and_one(name: str, method: str, folder: Callable[[Case
         second = adapters.build(LoraSpec(rank=4, alpha=8), other.family, other.parts)
     second.load_state_dict(adapter.state_dict())
     assert answer(other).equal(answer(rig))
-    assert not any(w.problems for w in adapter.export(tmp_path, rig.source, type(rig.official)))
+    assert not any(w.problems for w in rig.exported(adapter, tmp_path))
 
 
 # -- text encoders -----------------------------------------------------------------------------------------------------

@@ -24,8 +24,8 @@ from accelerate.state import AcceleratorState
 from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
-from tuner import adapters, families, optimizers
-from tuner.adapter import Adapter
+from tuner import adapters, export, families, optimizers
+from tuner.adapter import Adapter, Writes, Written
 from tuner.blocks import on_input, on_output, walk
 from tuner.extension import Stack
 from tuner.family import Family, Framing, Request
@@ -113,6 +113,12 @@ class Rig:
             texts = self.family.encode_text(self.parts, self.case.prompts(self, captions, media, shape))
             more = self.family.media_cond(self.parts, media)
         return self.family.collate([{**t, **m, **frame} for t, m in zip(texts, more, strict=True)])
+
+    def exported(self, adapter: Any, folder: Path) -> list[Written]:
+        """The adapter's files, written as a run writes them."""
+        if isinstance(adapter, Writes):
+            return adapter.export(folder, self.source, type(self.family.pipe(self.parts)))
+        return export.adapter(adapter, self.family, self.source, self.parts, folder)
 
     def trainer(self, adapter: Adapter, spec: TrainSpec) -> Trainer:
         """The engine's own trainer around our parts."""
@@ -515,8 +521,7 @@ class Case:
         drawn = {"num_inference_steps": 2, "generator": generator(11)}
         base = self.output(self.run(rig.official, [SHORT], shape, **drawn))
         adapter, _ = self.lora(rig)
-        pipeline = type(rig.official)
-        path = adapter.export(folder, rig.source, pipeline)[0].path
+        path = rig.exported(adapter, folder)[0].path
         setattr(rig.official, rig.family.denoiser, rig.parts.network)
         with_it = self.output(self.run(rig.official, [SHORT], shape, **{**drawn, "generator": generator(11)}))
         with adapter.disabled():

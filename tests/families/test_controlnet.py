@@ -114,7 +114,7 @@ def argument(rig: Rig, form: str) -> str:
 
 
 def exported(adapter: Any, rig: Rig, folder: Path) -> Path:
-    return adapter.export(folder, rig.source, type(rig.family.pipe(rig.parts)))[0].path
+    return rig.exported(adapter, folder)[0].path
 
 
 @pytest.fixture

@@ -134,7 +134,7 @@ def test_the_export_draws_elsewhere_what_it_draws_here(
     with torch.no_grad():
         for p in adapter.inner.parameters():
             p.add_(torch.randn(p.shape, generator=generator(p.numel())) * 0.05)
-    file = adapter.export(tmp_path, own.source, type(own.official))[0].path
+    file = own.exported(adapter, tmp_path)[0].path
     setattr(own.official, own.family.denoiser, own.parts.network)
 
     def here() -> Tensor:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from safetensors import safe_open
 
 from tests.engine.test_runs import pictures
 from tests.tiny import build
+from tuner import families, prepare, recipe
 from tuner.__main__ import main
 from tuner.events import follow
 
@@ -23,14 +26,14 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("exports")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TUNER_HOME", str(folder / "home"))
-        recipe = {
+        asked = {
             "name": "a run", "description": "secret words", "family": "flux1", "options": {"max_tokens": 24},
             "source": str(build("flux1", folder / "model")), "data": [{"path": str(pictures(folder / "private", 2))}],
             "media": {"resolutions": [64]}, "adapter": {"rank": 4, "alpha": 8},
             "save": {"every": 2, "metadata": "share"},
             "train": {"steps": 4, "batch": 2, "lr": 2e-2, "precision": "fp32"},
         }  # fmt: skip
-        (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+        (folder / "recipe.yaml").write_text(yaml.safe_dump(asked))
         assert main(["run", str(folder / "recipe.yaml"), "--out", str(folder / "run")]) == 0
     return folder / "run"
 
@@ -101,3 +104,21 @@ def test_a_format_that_the_family_lacks(tmp_path: Path, capsys: pytest.CaptureFi
 
     said = export.checked(["comfyui", "kohya", "diffusers"], families.get("omnigen").names)
     assert [s.split(",")[0] for s in said] == ["save.formats names comfyui", "save.formats names kohya"]
+
+
+@pytest.mark.parametrize(
+    ("adapter", "own"),
+    [
+        ({"kind": "full"}, "a whole model"),
+        ({"kind": "controlnet"}, "a ControlNet"),
+        ({"kind": "peft", "algorithm": "ia3"}, "peft's own file"),
+    ],
+)
+def test_formats_that_a_kind_does_not_write_are_refused(adapter: dict, own: str) -> None:
+    wanted = {"family": "flux1", "source": "x", "data": [{"path": "x"}], "adapter": adapter}
+    for formats, said in ((["comfyui"], [own]), ([], [])):
+        asked = recipe.Recipe.model_validate({**wanted, "save": {"formats": formats}})
+        ready: Any = SimpleNamespace(recipe=asked, family=families.get("flux1")())
+        found = [p.text for p in prepare.formats(ready)]
+        assert len(found) == len(said)
+        assert all(o in t for o, t in zip(said, found, strict=True))

@@ -30,6 +30,7 @@ from ..adapter import Written, on_cpu, take
 from ..control import CONTROLNET, Form, widen
 from ..errors import UserError
 from ..family import Family
+from ..formats import write
 from ..libraries import diffusers
 from ..recipe import ControlSpec, Recipe
 from ..source import Source
@@ -266,22 +267,22 @@ class ControlLora:
         shutil.rmtree(partial, ignore_errors=True)
         live = self.state_dict()
         layers = {k.removeprefix(f"{self.part}."): v for k, v in live.items()}
-        prefix = f"{self.part}." if lora.layout(pipeline, self.denoiser) == "pipeline" else ""
+        prefix = f"{self.part}." if write.layout(pipeline, self.denoiser) == "pipeline" else ""
         if prefix:
             settings = {f"{self.part}_lora_layers": layers, f"{self.part}_lora_adapter_metadata": self._plain()}
             pipeline.save_lora_weights(partial, **settings)
         else:
             partial.mkdir(parents=True)
             save_file(
-                layers, partial / lora.FILE, {"format": "pt", lora.METADATA: json.dumps(self._plain(), default=str)}
+                layers, partial / write.FILE, {"format": "pt", lora.METADATA: json.dumps(self._plain(), default=str)}
             )
-        written = load_file(partial / lora.FILE)
+        written = load_file(partial / write.FILE)
         wanted = {f"{prefix}{k}": v for k, v in layers.items()}
         if written.keys() != wanted.keys() or not all(written[k].equal(v) for k, v in wanted.items()):
-            raise AssertionError(f"{partial / lora.FILE} differs from the trained adapter")
+            raise AssertionError(f"{partial / write.FILE} differs from the trained adapter")
         shutil.rmtree(target, ignore_errors=True)
         partial.rename(target)
-        return [Written(target / lora.FILE, "controlnet", ("diffusers",) if self.how.pipeline else ("tuner",))]
+        return [Written(target / write.FILE, "controlnet", ("diffusers",) if self.how.pipeline else ("tuner",))]
 
 
 def build(spec: ControlSpec, family: Family, parts: Parts) -> ControlNet | ControlLora:
@@ -332,7 +333,7 @@ def _started(start: str, family: Family, parts: Parts) -> Any:
 def _go_on(adapter: ControlLora, start: str) -> None:
     where = find(Path(start))
     if where is None or where.is_dir():
-        raise UserError(f"adapter.start: {start} holds no control LoRA; give a folder with its {lora.FILE}.")
+        raise UserError(f"adapter.start: {start} holds no control LoRA; give a folder with its {write.FILE}.")
     own, found = adapter.state_dict(), {}
     for name, value in load_file(where).items():
         found[name if name.startswith(f"{adapter.part}.") else f"{adapter.part}.{name}"] = value.float()
@@ -354,8 +355,8 @@ def find(path: Path) -> Path | None:
     for folder in (path / "export" / FOLDER, path):
         if (folder / "config.json").is_file():
             return folder
-        if (folder / lora.FILE).is_file():
-            return folder / lora.FILE
+        if (folder / write.FILE).is_file():
+            return folder / write.FILE
     if path.is_file():
         return path
     for folder in (path, *reversed(checkpoint.complete(path))):

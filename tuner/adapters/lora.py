@@ -10,12 +10,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import peft
 import torch
@@ -23,20 +22,19 @@ from peft.tuners.lora import LoraLayer
 from peft.tuners.lora.layer import Linear
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ..adapter import Written, on_cpu
+from ..adapter import on_cpu
 from ..errors import UserError
 from ..family import Family
+from ..formats import write
 from ..formats.apply import plain_weight
+from ..formats.file import METADATA
 from ..formats.layers import Layer
 from ..recipe import LoraSpec, Recipe
-from ..source import Source
 from ..types import Parts
 from . import start
 from ._injected import Injected, blended, layers_for
-from .start import FILE, METADATA, PEFT_FILE
 
 FIRST = "first"
 """Name in peft of the frozen adapter that holds the first factors."""
@@ -188,61 +186,11 @@ class Lora(Injected):
         kept = {k: getattr(self.config, k) for k in ("lora_dropout", "use_dora", "lora_bias")}
         return plain(config(shapes, list(shapes), kept))
 
-    def export(self, folder: Path, source: Source, pipeline: Any) -> list[Written]:
-        """Write `folder/diffusers/pytorch_lora_weights.safetensors`, open it again and compare."""
-        return [write(folder, pipeline, self.denoiser, (self.part, self.state_dict(), self._plain()))]
-
-
-def write(
-    folder: Path, pipeline: Any, denoiser: nn.Module, what: tuple[str, dict[str, Tensor], dict[str, Any]]
-) -> Written:
-    """A LoRA as diffusers reads it, opened again and compared. what: part, state, configuration of peft.
-
-    Through the pipeline's own writer where it has one. For pipelines without LoRA support the same file has the
-    layers' names without a prefix, as the network's own `load_lora_adapter(folder, prefix=None)` reads them; for
-    networks without that either, peft's `adapter_model.safetensors` stands with its `adapter_config.json`.
-    """
-    part, state, plain = what
-    target, partial = folder / "diffusers", folder / ".partial-diffusers"
-    shutil.rmtree(partial, ignore_errors=True)
-    layers = {k.removeprefix(f"{part}."): v for k, v in state.items()}
-    kind = layout(pipeline, denoiser) if plain["peft_type"] == "LORA" else "peft"
-    if kind == "pipeline":
-        pipeline.save_lora_weights(
-            partial, **{f"{part}_lora_layers": layers, f"{part}_lora_adapter_metadata": dict(plain)}
-        )
-        wanted, file, before = {f"{part}.{k}": v for k, v in layers.items()}, FILE, f"{part}."
-    else:
-        partial.mkdir(parents=True)
-        if kind == "network":
-            wanted, file, before = layers, FILE, ""
-        else:
-            wanted, file, before = {f"base_model.model.{k}": v for k, v in layers.items()}, PEFT_FILE, ""
-            text = json.dumps({**plain, "base_model_name_or_path": None}, indent=2, default=str)
-            (partial / "adapter_config.json").write_text(text + "\n", encoding="utf-8")
-        save_file(wanted, partial / file, {"format": "pt", METADATA: json.dumps(plain, default=str)})
-    with safe_open(partial / file, "pt") as written:
-        same = set(written.keys()) == set(wanted) and all(written.get_tensor(k).equal(v) for k, v in wanted.items())
-        said = json.loads((written.metadata() or {}).get(METADATA, "{}"))
-    stated = ("r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_dora", "target_modules")
-    if not same or any(said.get(before + k) != plain[k] for k in stated if k in plain):
-        raise AssertionError(f"{partial / file} differs from the trained adapter")
-    shutil.rmtree(target, ignore_errors=True)
-    partial.rename(target)
-    return Written(target / file, "diffusers", ("diffusers",) if plain["peft_type"] == "LORA" else ("peft",))
-
-
-def layout(pipeline: Any, denoiser: nn.Module) -> Literal["pipeline", "network", "peft"]:
-    """Who reads an adapter file of this model: the pipeline, the network itself, or only peft."""
-    if hasattr(pipeline, "save_lora_weights"):
-        return "pipeline"
-    return "network" if hasattr(denoiser, "load_lora_adapter") else "peft"
-
 
 def attach(family: Family, parts: Parts, path: Path, strength: float) -> None:
     """Load an exported file or a checkpoint's adapter into the denoiser as any other program does, at a strength."""
     pipe, network = family.pipe(parts), parts.network
-    kind = layout(pipe, network) if _is_lora(path) else "peft"
+    kind = write.layout(pipe, network) if _is_lora(path) else "peft"
     if kind == "pipeline":
         pipe.load_lora_weights(
             str(path.parent), weight_name=path.name, adapter_name="contender", **family.lora_arguments

@@ -5,27 +5,20 @@ from __future__ import annotations
 import fnmatch
 import importlib
 import json
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from ..adapter import Written, on_cpu, take
+from ..adapter import on_cpu, take
 from ..errors import UserError
 from ..family import Family
 from ..formats.layers import Layer
 from ..recipe import READ, LycorisKnobs, LycorisSpec, Recipe
-from ..source import Source
 from ..types import Parts
-from .lora import FILE, METADATA, layers_for
+from .lora import layers_for
 
 TREE = "lycoris_net"
 """Where the adapter stands in the denoiser's own tree: what moves, shards or lists the denoiser reaches it."""
@@ -104,24 +97,6 @@ class Lycoris:
         """What files say of the adapter: on the CPU, in float32."""
         return [_on_cpu(c.layer(self.part)) for c in self.changes]
 
-    def export(self, folder: Path, source: Source, pipeline: Any) -> list[Written]:
-        """Write `folder/lycoris/adapter.safetensors`, open it again and compare.
-
-        An adapter that is nothing but LoRA is also written as `folder/diffusers/pytorch_lora_weights.safetensors`.
-        """
-        layers = self.layers()
-        wanted: dict[str, Tensor] = {}
-        for layer, change in zip(layers, self.changes, strict=True):
-            wanted |= keys(layer, change.axes)
-        written = [_written(folder / "lycoris", "adapter.safetensors", "lycoris", wanted, {"format": "pt"})]
-        written = [replace(w, loads_in=self.loads_in()) for w in written]
-        plain = all(x.kind == "lora" and not {"mid", "magnitude"} & set(x.tensors) for x in layers)
-        if plain and hasattr(pipeline, "save_lora_weights"):
-            wanted, header = diffusers(layers, self.part)
-            plain_file = _written(folder / "diffusers", FILE, "diffusers", wanted, header)
-            written.insert(0, replace(plain_file, loads_in=("diffusers",)))
-        return written
-
     def loads_in(self) -> tuple[str, ...]:
         """Who reads the file in LyCORIS' keys as it was meant; diffusers reads LoRA only."""
         broken = any(
@@ -134,61 +109,6 @@ def _on_cpu(layer: Layer) -> Layer:
     return Layer(
         layer.part, layer.module, layer.kind, on_cpu({k: v.float() for k, v in layer.tensors.items()}), layer.alpha
     )
-
-
-# -- files -------------------------------------------------------------------------------------------------------------
-
-KEYS: dict[str, dict[str, str]] = {
-    "lora": {"up": "lora_up.weight", "down": "lora_down.weight", "mid": "lora_mid.weight"},
-    "loha": {k: f"hada_{k}" for k in ("w1_a", "w1_b", "w2_a", "w2_b", "t1", "t2")},
-    "lokr": {k: f"lokr_{k}" for k in ("w1", "w1_a", "w1_b", "w2", "w2_a", "w2_b", "t2")},
-    "oft": {"blocks": "oft_blocks", "rescale": "rescale"},
-    "boft": {"blocks": "oft_blocks", "rescale": "rescale"},
-    "glora": {k: f"{k}.weight" for k in ("a1", "a2", "b1", "b2")},
-    "ia3": {"weight": "weight", "on_input": "on_input"},
-    "diff": {"weight": "diff", "bias": "diff_b"},
-}
-"""The names of a layer's tensors in lycoris-lora 4's files."""
-
-
-def keys(layer: Layer, axes: int) -> dict[str, Tensor]:
-    """One layer in LyCORIS' published keys. axes: of the layer's weight, which a magnitude per output follows."""
-    name = f"lycoris_{layer.module.replace('.', '_')}"
-    found = {f"{name}.{KEYS[layer.kind][k]}": v for k, v in layer.tensors.items() if k != "magnitude"}
-    if (magnitude := layer.tensors.get("magnitude")) is not None:
-        shape = [-1, *[1] * (axes - 1)] if magnitude.ndim == 1 else list(magnitude.shape)
-        found[f"{name}.dora_scale"] = magnitude.reshape(shape)
-    if layer.alpha is not None:
-        found[f"{name}.alpha"] = torch.tensor(layer.alpha)
-    return found
-
-
-def diffusers(layers: list[Layer], part: str) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """(tensors, header) of plain LoRA layers in diffusers' names; rank and alpha of each layer stand in the header."""
-    tensors = {f"{part}.{x.module}.lora_A.weight": x.tensors["down"] for x in layers}
-    tensors |= {f"{part}.{x.module}.lora_B.weight": x.tensors["up"] for x in layers}
-    ranks, alphas = {x.module: x.rank for x in layers}, {x.module: x.alpha for x in layers}
-    first = layers[0]
-    config = {
-        "r": first.rank, "lora_alpha": first.alpha, "rank_pattern": ranks, "alpha_pattern": alphas,
-        "target_modules": sorted(ranks), "lora_bias": False, "use_dora": False,
-    }  # fmt: skip
-    return tensors, {"format": "pt", METADATA: json.dumps({f"{part}.{k}": v for k, v in config.items()})}
-
-
-def _written(target: Path, file: str, form: str, wanted: dict[str, Tensor], header: dict[str, str]) -> Written:
-    """A folder with one file, whole or not at all, opened again and compared."""
-    partial = target.with_name(f".partial-{target.name}")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    save_file(wanted, partial / file, header)
-    with safe_open(partial / file, "pt") as opened:
-        same = set(opened.keys()) == set(wanted) and all(opened.get_tensor(k).equal(v) for k, v in wanted.items())
-    if not same:
-        raise AssertionError(f"{partial / file} differs from the trained adapter")
-    shutil.rmtree(target, ignore_errors=True)
-    partial.rename(target)
-    return Written(target / file, form)
 
 
 # -- settings ----------------------------------------------------------------------------------------------------------

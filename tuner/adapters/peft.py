@@ -7,24 +7,28 @@ loads wherever one does. IA3 is not of low rank; it is written as peft's own fil
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import peft
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..adapter import Written
 from ..errors import UserError
 from ..family import Family
 from ..formats.apply import plain_weight
+from ..formats.file import METADATA
 from ..formats.layers import Layer
+from ..formats.write import PEFT_FILE
 from ..recipe import PeftSpec, Recipe
 from ..source import Source
 from ..types import Parts
 from . import lora
 from ._injected import Injected, layers_for
-from .start import METADATA
 
 
 class Peft(Injected):
@@ -52,21 +56,27 @@ class Peft(Injected):
             METADATA: json.dumps({f"{self.part}.{k}": v for k, v in lora.plain(self.config).items()}, default=str),
         }
 
+
+class Ia3(Peft):
+    """IA3, which scales biases too: only peft's own file says so."""
+
     def export(self, folder: Path, source: Source, pipeline: Any) -> list[Written]:
-        """See `Adapter.export`: as a LoRA where it is one, else as peft's file."""
-        if self.algorithm == "ia3":
-            return [
-                lora.write(folder, pipeline, self.denoiser, (self.part, self.state_dict(), lora.plain(self.config)))
-            ]
-        layers = self.layers()
-        shapes = {layer.module: (layer.rank or 0, float(layer.alpha or 0)) for layer in layers}
-        plain = lora.plain(lora.config(shapes, list(shapes), {}))
-        state = {
-            f"{self.part}.{layer.module}.{name}.weight": layer.tensors[ours].contiguous()
-            for layer in layers
-            for name, ours in (("lora_A", "down"), ("lora_B", "up"))
-        }
-        return [lora.write(folder, pipeline, self.denoiser, (self.part, state, plain))]
+        """Write `folder/peft/adapter_model.safetensors` with its configuration, open it again and compare."""
+        target, partial = folder / "peft", folder / ".partial-peft"
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        settings = lora.plain(self.config)
+        state = {k.replace(f"{self.part}.", "base_model.model.", 1): v for k, v in self.state_dict().items()}
+        text = json.dumps({**settings, "base_model_name_or_path": None}, indent=2, default=str)
+        (partial / "adapter_config.json").write_text(text + "\n", encoding="utf-8")
+        save_file(state, partial / PEFT_FILE, {"format": "pt", METADATA: json.dumps(settings, default=str)})
+        with safe_open(partial / PEFT_FILE, "pt") as file:
+            same = set(file.keys()) == set(state) and all(file.get_tensor(k).equal(v) for k, v in state.items())
+        if not same:
+            raise AssertionError(f"{partial / PEFT_FILE} differs from the trained adapter")
+        shutil.rmtree(target, ignore_errors=True)
+        partial.rename(target)
+        return [Written(target / PEFT_FILE, "peft", ("PEFT",))]
 
 
 def _ia3(part: str, name: str, module: Any) -> Layer:
@@ -115,7 +125,8 @@ def build(spec: PeftSpec, family: Family, parts: Parts) -> Peft:
             f"adapter.algorithm is miss, which has no form for convolutions such as {convolutions[0]} "
             f"({len(convolutions)} of the layers); choose other adapter.targets, or another kind."
         )
-    return Peft(spec, parts.network, parts.denoiser, names)
+    kind = Ia3 if spec.algorithm == "ia3" else Peft
+    return kind(spec, parts.network, parts.denoiser, names)
 
 
 def refuses(family: Family, recipe: Recipe) -> str | None:

@@ -15,12 +15,9 @@ from ..errors import UserError
 from ..family import Family
 from ..formats import dialects, places
 from ..formats.layers import Layer
+from ..formats.write import FILE, PEFT_FILE
 from ..recipe import LoraSpec
 from ..source import Source
-
-FILE = "pytorch_lora_weights.safetensors"
-PEFT_FILE = "adapter_model.safetensors"
-METADATA = "lora_adapter_metadata"
 
 
 def find(adapter: str) -> Path:
@@ -29,6 +26,7 @@ def find(adapter: str) -> Path:
     for candidate in (
         path / "export" / "diffusers" / FILE,
         path / "export" / "diffusers" / PEFT_FILE,
+        path / "export" / "peft" / PEFT_FILE,
         path / "export" / "model",
         *(
             f

@@ -4,26 +4,22 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 from typing import Any
 
 import peft
 import torch
 from peft.tuners.lora import LoraLayer
-from safetensors import safe_open
 from torch import Tensor, nn
 
-from ..adapter import Adapter, Layered, Written, on_cpu
+from ..adapter import Adapter, Layered, on_cpu
 from ..family import Family
 from ..formats.layers import Layer
 from ..libraries import diffusers
 from ..recipe import LoraSpec, TextSpec
-from ..source import Source
 from ..types import Cond, Parts
-from .lora import FILE, METADATA
+from .lora import METADATA
 
 PREFIX = "text_model."
 """Published files name CLIP's layers below it; transformers has it in one of its two classes only."""
@@ -193,29 +189,6 @@ class WithText:
         inner = self.inner.metadata()
         stated = {**json.loads(inner.get(METADATA, "{}")), **self.text.metadata()}
         return {**inner, METADATA: json.dumps(stated, default=str)}
-
-    def export(self, folder: Path, source: Source, pipeline: Any) -> list[Written]:
-        """See `Adapter.export`: one file with the layers of denoiser and text encoders, by the pipeline's writer."""
-        target, partial = folder / "diffusers", folder / ".partial-diffusers"
-        shutil.rmtree(partial, ignore_errors=True)
-        state, stated = self.state_dict(), json.loads(self.metadata()[METADATA])
-        settings: dict[str, Any] = {}
-        for part in dict.fromkeys(k.split(".")[0] for k in state):
-            settings[f"{part}_lora_layers"] = _below(part, state)
-            settings[f"{part}_lora_adapter_metadata"] = _below(part, stated)
-        pipeline.save_lora_weights(partial, **settings)
-        with safe_open(partial / FILE, "pt") as file:
-            same = set(file.keys()) == set(state) and all(file.get_tensor(k).equal(v) for k, v in state.items())
-            said = json.loads((file.metadata() or {}).get(METADATA, "{}"))
-        if not same or any(said.get(k) != v for k, v in stated.items() if k.endswith((".r", ".lora_alpha"))):
-            raise AssertionError(f"{partial / FILE} differs from the trained adapter")
-        shutil.rmtree(target, ignore_errors=True)
-        partial.rename(target)
-        return [Written(target / FILE, "diffusers", ("diffusers",))]
-
-
-def _below(part: str, values: dict[str, Any]) -> dict[str, Any]:
-    return {k.removeprefix(f"{part}."): v for k, v in values.items() if k.startswith(f"{part}.")}
 
 
 def weigh(family: Family, parts: Parts, strength: float) -> None:

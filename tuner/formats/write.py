@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import peft
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..errors import UserError
 from .dialects import DORA_NORM, weight_shape
@@ -20,7 +20,19 @@ from .layers import Layer
 from .places import Place, Places, published
 
 Format = Literal["diffusers", "comfyui", "kohya", "lycoris"]
+FILE, PEFT_FILE = "pytorch_lora_weights.safetensors", "adapter_model.safetensors"
+"""By these names diffusers and peft look for an adapter in a folder."""
 Layout = Literal["pipeline", "network", "peft"]
+"""Who reads an adapter file of a model: the pipeline, the network itself, or only peft."""
+
+
+def layout(pipeline: Any, denoiser: nn.Module) -> Layout:
+    """See `Layout`. pipeline: diffusers' class."""
+    if hasattr(pipeline, "save_lora_weights"):
+        return "pipeline"
+    return "network" if hasattr(denoiser, "load_lora_adapter") else "peft"
+
+
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 COMFYUI_READS = ("lora", "loha", "lokr", "oft", "boft", "glora", "diff")
 """The kinds that ComfyUI's loader and those of its kin know; everything else reaches them as a full difference."""

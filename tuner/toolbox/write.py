@@ -11,7 +11,6 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..adapters import lora
 from ..errors import UserError
 from ..formats import metadata, verify, write
 from ..formats.layers import Contents, Layer
@@ -50,7 +49,7 @@ def adapter(layers: Sequence[Layer], model: Model, target: Path, order: Order, s
     if not layers:
         raise UserError("There is nothing to write: no layer is left.")
     network = model.networks[model.family.denoiser]
-    layout = lora.layout(model.pipeline, network)
+    layout = write.layout(model.pipeline, network)
     if order.to == "diffusers":
         sheet = write.diffusers(layers, layout, model.places)
     else:
@@ -59,10 +58,10 @@ def adapter(layers: Sequence[Layer], model: Model, target: Path, order: Order, s
         if order.to == "kohya" and not model.places.names.kohya:
             raise UserError(f"kohya-style tools do not know {model.family.name}; take --to diffusers or comfyui.")
         sheet = write.WRITERS[order.to](layers, model.places, model.weight)
-    if sheet.config is not None and target.name != lora.PEFT_FILE:
+    if sheet.config is not None and target.name != write.PEFT_FILE:
         raise UserError(
             f"Only PEFT loads adapters of {model.family.name}, from a folder of their own: {target} must be called "
-            f"{lora.PEFT_FILE}, or take another dialect with --to."
+            f"{write.PEFT_FILE}, or take another dialect with --to."
         )
     tensors = write.exact(sheet.tensors, order.precision)
     facts = kept(said, order.metadata)
