@@ -90,3 +90,26 @@ def take(module: nn.Module, state: dict[str, Tensor], names: set[str]) -> None:
     with torch.no_grad():
         for name in names:
             own[name].copy_(state[name])
+
+
+class Named:
+    """Part of an adapter whose trained tensors stand in the denoiser: `names` gives each its stable name."""
+
+    denoiser: Any
+    names: dict[str, str]
+    """Name in the denoiser → name in checkpoints and files."""
+
+    def parameters(self) -> list[nn.Parameter]:
+        """See `Adapter.parameters`."""
+        own = dict(self.denoiser.named_parameters())
+        return [own[n] for n in self.names]
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """See `Adapter.state_dict`."""
+        own = dict(self.denoiser.named_parameters())
+        return on_cpu({stable: own[name] for name, stable in self.names.items()})
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """See `Adapter.load_state_dict`."""
+        back = {stable: name for name, stable in self.names.items()}
+        take(self.denoiser, {back.get(k, k): v for k, v in state.items()}, set(self.names))

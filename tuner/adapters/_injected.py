@@ -11,12 +11,12 @@ import peft
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
-from ..adapter import on_cpu, take
+from ..adapter import Named
 from ..errors import UserError
 from ..family import Family
 
 
-class Injected:
+class Injected(Named):
     """An adapter that peft injected into the denoiser.
 
     modules: full name in the network without the adapter → peft's layer. names: parameter in the network → its name in
@@ -43,11 +43,6 @@ class Injected:
         plain = re.sub(r"\.default(?=\.|$)", "", name)
         return f"{self.part}.{plain.replace('.lora_magnitude_vector.weight', '.lora_magnitude_vector')}"
 
-    def parameters(self) -> list[nn.Parameter]:
-        """See `Adapter.parameters`."""
-        own = dict(self.denoiser.named_parameters())
-        return [own[n] for n in self.names]
-
     @contextmanager
     def scaled(self, strength: float) -> Iterator[None]:
         """See `Adapter.scaled`. The layers answer base + strength * (whole - base)."""
@@ -68,16 +63,6 @@ class Injected:
     def _enable(self, on: bool) -> None:
         for module in self.modules.values():
             module.enable_adapters(on)
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """See `Adapter.state_dict`."""
-        own = dict(self.denoiser.named_parameters())
-        return on_cpu({stable: own[name] for name, stable in self.names.items()})
-
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """See `Adapter.load_state_dict`."""
-        back = {stable: name for name, stable in self.names.items()}
-        take(self.denoiser, {back.get(k, k): v for k, v in state.items()}, set(self.names))
 
 
 def blended(module: Any, strength: float) -> Any:

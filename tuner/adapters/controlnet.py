@@ -26,7 +26,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from .. import checkpoint
-from ..adapter import Written, on_cpu, take
+from ..adapter import Named, Written, on_cpu
 from ..control import CONTROLNET, Form, widen
 from ..errors import UserError
 from ..family import Family
@@ -185,7 +185,7 @@ class ControlNet:
         return [Written(target, "controlnet", ("diffusers",))]
 
 
-class ControlLora:
+class ControlLora(Named):
     """A LoRA on the denoiser with a widened input layer. Its state has the names of the exported file."""
 
     def __init__(self, spec: ControlSpec, layers: list[str], parts: Parts, sight: Sight) -> None:
@@ -217,11 +217,6 @@ class ControlLora:
         for p in self.parameters():
             p.data = p.data.float()
 
-    def parameters(self) -> list[nn.Parameter]:
-        """See `Adapter.parameters`."""
-        own = dict(self.denoiser.named_parameters())
-        return [own[n] for n in self.names]
-
     @contextmanager
     def scaled(self, strength: float) -> Iterator[None]:
         """See `Adapter.scaled`."""
@@ -239,16 +234,6 @@ class ControlLora:
         finally:
             for layer in layers:
                 layer.enable_adapters(True)
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """See `Adapter.state_dict`."""
-        own = dict(self.denoiser.named_parameters())
-        return on_cpu({stable: own[name] for name, stable in self.names.items()})
-
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """See `Adapter.load_state_dict`."""
-        back = {stable: name for name, stable in self.names.items()}
-        take(self.denoiser, {back.get(k, k): v for k, v in state.items()}, set(self.names))
 
     def metadata(self) -> dict[str, str]:
         """What diffusers reads from the header."""

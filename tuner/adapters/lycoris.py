@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from ..adapter import on_cpu, take
+from ..adapter import Named, on_cpu
 from ..errors import UserError
 from ..family import Family
 from ..formats.layers import Layer
@@ -26,7 +26,7 @@ STATED = "tuner_lycoris"
 """The key of a checkpoint's header under which the settings of each module stand."""
 
 
-class Lycoris:
+class Lycoris(Named):
     """A LyCORIS adapter on the denoiser. Its state is called `transformer.<module>.lokr_w1` and so on.
 
     changes: one `_lycoris.Change` per layer. At strength 0 and when disabled the layers answer as without it.
@@ -59,11 +59,6 @@ class Lycoris:
         # first of all hooks: what rotates or scales an answer must see the layer's own
         return change.base.register_forward_hook(hook, prepend=True)
 
-    def parameters(self) -> list[nn.Parameter]:
-        """See `Adapter.parameters`."""
-        own = dict(self.denoiser.named_parameters())
-        return [own[n] for n in self.names]
-
     @contextmanager
     def scaled(self, strength: float) -> Iterator[None]:
         """See `Adapter.scaled`; the change of the weights is what is multiplied, for rotations too."""
@@ -78,16 +73,6 @@ class Lycoris:
         """See `Adapter.disabled`."""
         with self.scaled(0.0):
             yield
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """See `Adapter.state_dict`."""
-        own = dict(self.denoiser.named_parameters())
-        return on_cpu({stable: own[name] for name, stable in self.names.items()})
-
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """See `Adapter.load_state_dict`."""
-        back = {stable: name for name, stable in self.names.items()}
-        take(self.denoiser, {back.get(k, k): v for k, v in state.items()}, set(self.names))
 
     def metadata(self) -> dict[str, str]:
         """The settings of the recipe, which say what each tensor is; module names stand in the keys."""
