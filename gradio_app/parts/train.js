@@ -3,7 +3,8 @@ Tuner.train = (element, trigger, props, watch) =>
   Tuner.widget(element, props, watch, (root) => {
     const { h, s, icon, slots, file, wipe, modal, url } = Tuner;
     const part = slots();
-    let shown = "";
+    let shown = "",
+      newest = 0;
 
     const nice = (low, high, count) => {
       const raw = (high - low) / count || 1,
@@ -365,6 +366,8 @@ Tuner.train = (element, trigger, props, watch) =>
     );
     root.append(empty, full);
     return (v) => {
+      if (v.nonce < newest) return; // made before the last press
+      newest = v.nonce || newest;
       empty.hidden = Boolean(v.run);
       full.hidden = !v.run;
       if (!v.run) return;

@@ -33,10 +33,14 @@ WHILE_LIVE = (*SAID.values(), STOPPING)
 
 
 def view(studio: Studio, run: str, said: str = "", nonce: float = 0.0) -> dict[str, Any]:
-    """Everything the screen shows of one run; nothing when there is none."""
+    """Everything the screen shows of one run; nothing when there is none.
+
+    nonce: when the user last chose or pressed something. Of two views the page keeps the one that knows more, so a
+    late answer of the clock never shows a run that was left, nor wipes away a sentence.
+    """
     folder = studio.workspace.run(run)
     if folder is None:
-        return {"run": ""}
+        return {"run": "", "nonce": nonce}
     seen = reader(folder).refresh()
     state = seen.state
     adapter = seen.adapter()
@@ -63,6 +67,16 @@ def view(studio: Studio, run: str, said: str = "", nonce: float = 0.0) -> dict[s
         "extend": extend_form(seen, state),
         "remedies": remedies.found(seen.error(), _recipe(folder)) if state in ("failed", "crashed") else [],
     }
+
+
+def chosen(known: dict[str, Any], run: str, said: str = "") -> dict[str, Any]:
+    """What the session knows after the user has chosen a run or pressed something."""
+    return {**known, "run": run, "said": said, "nonce": time.time()}
+
+
+def shown(studio: Studio, known: dict[str, Any]) -> dict[str, Any]:
+    """The view of the run that a session knows of, with what was said last."""
+    return view(studio, str(known.get("run", "")), str(known.get("said", "")), float(known.get("nonce", 0.0)))
 
 
 def stamp(studio: Studio, run: str) -> str:
@@ -104,8 +118,8 @@ def build(studio: Studio, session: gr.State) -> tuple[gr.HTML, gr.HTML, gr.Butto
         if said.startswith(NEW_RUN):
             run = said.removeprefix(NEW_RUN)
             said = "This is a new run with that change; the one before stays as it is."
-        known = {"run": run, "said": said, "nonce": time.time()}
-        return known, view(studio, run, said, known["nonce"])
+        known = chosen({}, run, said)
+        return known, shown(studio, known)
 
     def on_act(event: gr.EventData) -> tuple[Any, Any]:
         sent = as_dict(event._data)
@@ -114,8 +128,8 @@ def build(studio: Studio, session: gr.State) -> tuple[gr.HTML, gr.HTML, gr.Butto
 
     def on_open(known: dict[str, Any], event: gr.EventData) -> tuple[Any, Any]:
         run = str(as_dict(event._data).get("run", ""))
-        known = {**known, "run": run if studio.workspace.run(run) else known.get("run", ""), "said": ""}
-        return known, view(studio, known["run"])
+        known = chosen(known, run if studio.workspace.run(run) else known.get("run", ""))
+        return known, shown(studio, known)
 
     def on_extend(event: gr.EventData) -> tuple[Any, Any]:
         sent = as_dict(event._data)
@@ -124,7 +138,7 @@ def build(studio: Studio, session: gr.State) -> tuple[gr.HTML, gr.HTML, gr.Butto
 
     def on_queue(known: dict[str, Any], event: gr.EventData) -> Any:
         change_queue(studio, as_dict(event._data))
-        return view(studio, str(known.get("run", "")))
+        return shown(studio, known)
 
     screen.act(on_act, None, [session, screen], **quiet())
     screen.extend(on_extend, None, [session, screen], **quiet())

@@ -267,6 +267,19 @@ def test_a_tick_sends_only_what_changed(studio: Studio) -> None:
     assert all(part == second[-1] for part in second)
 
 
+def test_what_was_said_goes_along_with_every_later_view(studio: Studio) -> None:
+    """A clock that overtakes an answer, or comes after it, never wipes a notice away."""
+    known, said = {"run": "", "said": "", "nonce": 0.0}, {"at": 7.0, "saved": "Imported."}
+    before = tick(studio, known, {})
+    after = tick(studio, known, before[0], said)
+    assert after[2]["told"] == said, "a notice counts as a change"
+    studio.project.update({"train.steps": 12})
+    assert tick(studio, known, after[0], said)[2]["told"] == said
+    run = studio.workspace.new_run("one").name
+    shown = train.shown(studio, train.chosen(known, run, "Going on."))
+    assert shown["said"] == "Going on." and shown["nonce"] > train.shown(studio, known)["nonce"]
+
+
 def test_curves_are_thin_and_keep_spikes() -> None:
     points = [(float(i), 1.0) for i in range(5000)]
     points[777] = (777.0, 9.0)
