@@ -16,7 +16,7 @@ from . import api, space
 from .door import Guard, Place
 from .parts.reader import Reader
 from .parts.widget import SILENT, quiet, scripts, style, widget
-from .parts.words import duration
+from .parts.words import to_the_minute
 from .studio import Studio, dataset_title
 from .tabs import compare, dataset, help, library, recipe, system, train
 from .theme import theme
@@ -276,5 +276,5 @@ def digest(value: Any) -> str:
 def _job(running: Reader) -> dict[str, Any]:
     percent = round(100 * running.step / max(1, running.of))
     left = running.remaining()
-    text = f"{percent} %" + (f" · {duration(left)} left" if left is not None else "")
+    text = f"{percent} %" + (f" · {to_the_minute(left)} left" if left is not None else "")
     return {"run": running.folder.name, "percent": percent, "text": text if running.step else "starting"}

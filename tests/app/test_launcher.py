@@ -222,7 +222,7 @@ def test_steps_after_the_resumed_one_do_not_count(tmp_path: Path) -> None:
     lines += ['{"at": 10, "kind": "step", "step": 4, "loss": 44}']
     (tmp_path / "events.jsonl").write_text("\n".join(lines) + "\n")
     seen = Reader(tmp_path).refresh()
-    assert [(e["step"], e["loss"]) for e in seen.steps] == [(1, 1), (2, 2), (3, 3), (4, 44)]
+    assert seen.steps.losses() == [(1, 1), (2, 2), (3, 3), (4, 44)]
     assert len(seen.warnings) == 1
 
 
