@@ -20,6 +20,7 @@ from .parts.words import to_the_minute
 from .studio import Studio, dataset_title
 from .tabs import compare, dataset, help, library, recipe, system, train
 from .theme import theme
+from .words import i18n
 from .workspace import Draft
 
 SCREENS = ("dataset", "recipe", "train", "compare", "library", "system", "help")
@@ -255,6 +256,7 @@ def serving(studio: Studio, place: Place) -> dict[str, Any]:
         "theme": theme(),
         "css": style(),
         "head": scripts(),
+        "i18n": i18n(),
         "allowed_paths": studio.workspace.served(),
         "app_kwargs": {"middleware": guards},
         "run_history": False,

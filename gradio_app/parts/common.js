@@ -34,6 +34,7 @@ window.Tuner = window.Tuner || {};
     sound: "M2.5 6v4h2.5l3.5 3V3L5 6zM11 6a3 3 0 010 4M12.7 4.2a5.5 5.5 0 010 7.6",
     chevron: "M4 6l4 4 4-4",
     up: "M4 10l4-4 4 4",
+    globe: "M8 2a6 6 0 100 12A6 6 0 008 2zM2 8h12M8 2c4.5 3.5 4.5 8.5 0 12M8 2c-4.5 3.5-4.5 8.5 0 12",
   };
   const icon = (name, size = 16) =>
     s(
@@ -73,7 +74,7 @@ window.Tuner = window.Tuner || {};
   const asked = new URL(window.location.href).searchParams.get("tab");
   const screens = ["dataset", "recipe", "train", "compare", "library", "system", "help"];
   const tabs = () => [...document.querySelectorAll("#screens button[role=tab]")].filter((b) => b.textContent.trim());
-  const tabOf = (name) => tabs().find((b) => b.textContent.trim().toLowerCase() === name);
+  const tabOf = (name) => tabs().find((b) => b.dataset.tabId === name);
   const go = (name) => {
     const b = tabOf(name);
     if (b) b.click();
@@ -98,7 +99,7 @@ window.Tuner = window.Tuner || {};
     if (awaited) go(awaited);
     const note = () => {
       const open = tabs().find((b) => b.getAttribute("aria-selected") === "true");
-      const name = open && open.textContent.trim().toLowerCase();
+      const name = open && open.dataset.tabId;
       if (name === awaited) settled();
       if (name && !awaited && name !== last && screens.includes(name)) {
         last = name;
@@ -158,7 +159,8 @@ window.Tuner = window.Tuner || {};
   document.body ? early() : document.addEventListener("DOMContentLoaded", early);
   window.addEventListener("load", () => window.setTimeout(early, 50));
 
-  const modal = (title, content) => {
+  // own: the title is the user's text, which stays as it is in any language.
+  const modal = (title, content, own) => {
     const before = document.activeElement;
     const close = () => {
       shade.remove();
@@ -181,11 +183,11 @@ window.Tuner = window.Tuner || {};
       },
       h(
         "div",
-        { class: "t-modal", role: "dialog", "aria-modal": "true", "aria-label": title },
+        { class: "t-modal", role: "dialog", "aria-modal": "true", "aria-labelledby": "t-modal-title" },
         h(
           "div",
           { class: "t-modal-head" },
-          h("strong", {}, title),
+          h("strong", { id: "t-modal-title", translate: own ? "no" : null }, title),
           h("button", { class: "t-ghost", type: "button", "aria-label": "Close", onclick: close }, icon("close")),
         ),
         content,
@@ -198,16 +200,20 @@ window.Tuner = window.Tuner || {};
     return close;
   };
 
+  // For the attribute `translate`, where there may stand a name or value of the user's, or one of these words of ours.
+  const WORDS = /^(Base model|before|step \d+|Demo pictures \(\d+\)|on|off|automatic|nothing|[\d,]+ entr(y|ies))$|, step \d+$/;
+  const named = (text) => (WORDS.test(text) ? null : "no");
+
   // Two pictures over each other with a slider between; the slider is a range input, so arrow keys move it.
   const wipe = (left, right) => {
     const pane = h(
       "div",
       { class: "t-wipe" },
-      h("img", { src: left.src, alt: left.label, draggable: "false" }),
-      h("img", { src: right.src, alt: right.label, class: "t-over", draggable: "false" }),
+      h("img", { src: left.src, alt: left.label, translate: named(left.label), draggable: "false" }),
+      h("img", { src: right.src, alt: right.label, translate: named(right.label), class: "t-over", draggable: "false" }),
       h("span", { class: "t-wipe-line" }),
-      h("span", { class: "t-wipe-l" }, left.label),
-      h("span", { class: "t-wipe-r" }, right.label),
+      h("span", { class: "t-wipe-l", translate: named(left.label) }, left.label),
+      h("span", { class: "t-wipe-r", translate: named(right.label) }, right.label),
     );
     const range = h("input", {
       type: "range",
@@ -237,5 +243,5 @@ window.Tuner = window.Tuner || {};
     return (told) => (last = told && told.at >= last.at ? told : last);
   };
 
-  Object.assign(window.Tuner, { newest, h, s, file, icon, slots, widget, go, url, marks, dark, modal, wipe });
+  Object.assign(window.Tuner, { newest, h, s, file, icon, slots, widget, go, url, marks, dark, modal, named, wipe });
 })();

@@ -1,7 +1,7 @@
 // Base and adapters side by side: choose contenders and prompts, then any two pictures under a wipe.
 Tuner.compare = (element, trigger, props, watch, upload) =>
   Tuner.widget(element, props, watch, (root) => {
-    const { h, icon, slots, file, wipe, newest } = Tuner;
+    const { h, icon, slots, file, named, wipe, newest } = Tuner;
     const told = newest();
     const SAY = {
       picture: "Drag, or use the arrow keys.",
@@ -69,7 +69,7 @@ Tuner.compare = (element, trigger, props, watch, upload) =>
           "label",
           { for: "c-" + c.id },
           box,
-          h("span", {}, h("strong", {}, c.label, c.suggested ? h("em", {}, "suggested") : ""), h("small", {}, c.note)),
+          h("span", {}, h("strong", {}, h("span", { translate: named(c.label) }, c.label), c.suggested ? h("em", {}, "suggested") : ""), h("small", {}, c.note)),
         ),
         (c.warnings || []).map((text) => h("small", { class: "t-warned" }, text)),
         c.adapter ? h("div", { class: "t-strength-row" }, range, out) : "",
@@ -161,7 +161,7 @@ Tuner.compare = (element, trigger, props, watch, upload) =>
             h(
               "span",
               {},
-              h("img", { src: file(p.file), alt: p.name }),
+              h("img", { src: file(p.file), alt: p.name, translate: "no" }),
               h(
                 "button",
                 {
@@ -222,7 +222,9 @@ Tuner.compare = (element, trigger, props, watch, upload) =>
               "tr",
               {},
               h("th", {}, h("span", { class: "t-sr" }, "Prompt")),
-              m.columns.map((c) => h("th", { scope: "col", title: c.label }, c.label, h("small", {}, c.note))),
+              m.columns.map((c) =>
+                h("th", { scope: "col" }, h("span", { title: c.label, translate: named(c.label) }, c.label), h("small", {}, c.note)),
+              ),
             ),
           ),
           h(
@@ -232,7 +234,7 @@ Tuner.compare = (element, trigger, props, watch, upload) =>
               h(
                 "tr",
                 {},
-                h("th", { scope: "row", title: row.prompt }, h("span", {}, row.prompt), row.seed && h("small", {}, row.seed)),
+                h("th", { scope: "row" }, h("span", { title: row.prompt, translate: "no" }, row.prompt), row.seed && h("small", {}, row.seed)),
                 row.cells.map((got, c) =>
                   h(
                     "td",
@@ -292,7 +294,7 @@ Tuner.compare = (element, trigger, props, watch, upload) =>
             "div",
             { class: "t-trial", tabindex: -1 },
             h("h3", {}, `Blind test, ${b.number + 1} of ${b.of}`),
-            h("p", {}, b.prompt),
+            h("p", { translate: "no" }, b.prompt),
             h("div", { class: "t-two-up" }, unnamed(b, "left"), unnamed(b, "right")),
             h(
               "p",
@@ -449,7 +451,7 @@ Tuner.compare = (element, trigger, props, watch, upload) =>
 // Two clips that play, pause and move together; the second follows the first.
 Tuner.together = (a, b) => {
   const { h } = Tuner;
-  const clips = [a, b].map((c) => h("video", { src: c.src, muted: true, loop: true, "aria-label": c.label }));
+  const clips = [a, b].map((c) => h("video", { src: c.src, muted: true, loop: true, "aria-label": c.label, translate: Tuner.named(c.label) }));
   const range = h("input", { type: "range", min: 0, max: 1, step: 0.001, value: 0, "aria-label": "Place in both clips" });
   const press = h("button", { class: "t-button t-small", type: "button" }, "Play both");
   press.addEventListener("click", () => {
@@ -467,7 +469,7 @@ Tuner.together = (a, b) => {
     if (clips[0].duration) range.value = clips[0].currentTime / clips[0].duration;
     if (Math.abs(clips[0].currentTime - clips[1].currentTime) > 0.08) clips[1].currentTime = clips[0].currentTime;
   });
-  const figures = clips.map((c, i) => h("figure", {}, c, h("figcaption", {}, [a, b][i].label)));
+  const figures = clips.map((c, i) => h("figure", {}, c, h("figcaption", { translate: Tuner.named([a, b][i].label) }, [a, b][i].label)));
   return h("div", { class: "t-wipe-box t-together" }, figures, range, press);
 };
 

@@ -26,13 +26,14 @@ Tuner.frame = (element, trigger, props, watch) =>
         { class: "t-brand" },
         h("span", { class: "t-logo", "aria-hidden": "true" }),
         h("h1", {}, "Tuner"),
-        part.node("project", "span", { class: "t-project" }),
+        part.node("project", "span", { class: "t-project", translate: "no" }),
       ),
       h(
         "div",
         { class: "t-frame-right" },
         part.node("job", "span"),
         part.node("device", "span"),
+        Tuner.words.control(),
         h(
           "button",
           {

@@ -147,7 +147,7 @@ Tuner.grid = (element, trigger, props, watch, upload) =>
       card.art.classList.toggle("t-clear", item.thumb.endsWith("-clear.png"));
       card.art.replaceChildren(
         item.thumb
-          ? h("img", { src: file(item.thumb), alt: item.caption || item.id, loading: "lazy" })
+          ? h("img", { src: file(item.thumb), alt: item.caption || item.id, translate: "no", loading: "lazy" })
           : h("span", { class: "t-noart" }, icon(item.kind === "audio" ? "sound" : "image", 28)),
         item.kind !== "image" ? h("span", { class: "t-kind" }, icon(item.kind === "audio" ? "sound" : "play", 12), item.size) : "",
         h("button", {
@@ -184,7 +184,7 @@ Tuner.grid = (element, trigger, props, watch, upload) =>
             title: `${item.id} · ${item.size}`,
             onclick: () => edit(item.id),
           },
-          h("span", {}, item.caption || "Write a caption"),
+          h("span", { translate: item.caption ? "no" : null }, item.caption || "Write a caption"),
           item.origin && h("i", { class: "t-origin", "data-origin": item.origin, title: ORIGIN[item.origin] }),
         ),
       );
@@ -256,7 +256,7 @@ Tuner.grid = (element, trigger, props, watch, upload) =>
       h(
         "div",
         { class: "t-side-head" },
-        h("strong", {}, item.id),
+        h("strong", { translate: "no" }, item.id),
         h("button", { class: "t-ghost", type: "button", "aria-label": "Close", onclick: () => choose(item.id) }, icon("close")),
       ),
       media(item, used),
@@ -264,10 +264,10 @@ Tuner.grid = (element, trigger, props, watch, upload) =>
     ];
     const media = (item, used) => {
       const broken = (e) => e.target.replaceWith(h("p", { class: "t-quiet" }, "This browser cannot play this kind of file; training can use it."));
-      if (item.kind === "audio") return h("audio", { controls: true, src: file(item.file), onerror: broken, "aria-label": item.id });
+      if (item.kind === "audio") return h("audio", { controls: true, src: file(item.file), onerror: broken, "aria-label": item.id, translate: "no" });
       if (item.kind === "video")
-        return h("video", { controls: true, muted: true, loop: true, src: file(item.file), poster: file(item.thumb), onerror: broken, "aria-label": item.id });
-      return h("div", { class: "t-look-art" }, item.thumb && h("img", { src: file(item.thumb), alt: item.caption || item.id }), frame(used));
+        return h("video", { controls: true, muted: true, loop: true, src: file(item.file), poster: file(item.thumb), onerror: broken, "aria-label": item.id, translate: "no" });
+      return h("div", { class: "t-look-art" }, item.thumb && h("img", { src: file(item.thumb), alt: item.caption || item.id, translate: "no" }), frame(used));
     };
     const frame = (used) => {
       if (!used.crop || !used.scaled) return null;
@@ -428,8 +428,9 @@ Tuner.grid = (element, trigger, props, watch, upload) =>
       sheet = (preview) => {
         asked = preview.asked;
         go.disabled = !preview.rows.length;
+        const caption = (tag, said) => h(tag, { translate: said ? "no" : null }, said || "no caption");
         const row = ([id, before, after]) =>
-          h("div", { class: "t-change" }, h("small", {}, id), h("del", {}, before || "no caption"), h("ins", {}, after || "no caption"));
+          h("div", { class: "t-change" }, h("small", { translate: "no" }, id), caption("del", before), caption("ins", after));
         out.replaceChildren(h("p", {}, preview.text), ...preview.rows.map(row));
       };
     };
@@ -447,7 +448,7 @@ Tuner.grid = (element, trigger, props, watch, upload) =>
         h("p", { class: "t-quiet" }, "Its pictures, videos, sounds and .txt captions are copied; the folder itself is only read."));
     };
     const asideList = () => {
-      const row = (id) => h("div", { class: "t-row" }, h("span", { class: "t-grow-text" }, id),
+      const row = (id) => h("div", { class: "t-row" }, h("span", { class: "t-grow-text", translate: "no" }, id),
         small("Bring back", (e) => { e.target.closest(".t-row").remove(); trigger("undo", { ids: [id] }); }, { "aria-label": `Bring back ${id}` }));
       sheetOf("Left out", "Bring all back", () => trigger("undo", { ids: value.aside }), h("div", { class: "t-preview" }, value.aside.map(row)));
     };
@@ -566,7 +567,9 @@ Tuner.grid = (element, trigger, props, watch, upload) =>
         const select = h(
           "select",
           { class: "t-input", "aria-label": "Data set" },
-          sets.map((o) => h("option", { value: o.name, selected: o.chosen }, `${o.title} (${o.count})`)),
+          sets.map((o) =>
+            h("option", { value: o.name, selected: o.chosen, translate: o.name === "demo" ? null : "no" }, `${o.title} (${o.count})`),
+          ),
         );
         select.addEventListener("change", () => trigger("pick", { name: select.value }));
         return [

@@ -102,7 +102,7 @@ Tuner.holdings = (element, trigger, props, watch) =>
         h(
           "div",
           { class: "t-row" },
-          h("span", {}, `${i.name} · ${i.size}`),
+          h("span", { translate: "no" }, `${i.name} · ${i.size}`),
           button("Restore", () => send(i, "restore"), { "aria-label": `Restore ${i.name}` }),
         ),
       ),
@@ -144,11 +144,11 @@ Tuner.holdings = (element, trigger, props, watch) =>
           h(
             "ul",
             { class: "t-pub-files" },
-            p.parcel.files.map((f) => h("li", {}, h("span", {}, f.name), h("span", {}, f.size))),
+            p.parcel.files.map((f) => h("li", { translate: "no" }, h("span", {}, f.name), h("span", {}, f.size))),
           ),
           h("p", { class: "t-quiet" }, "Your pictures and captions are never sent."),
           p.parcel.notes.map((n) => h("p", { class: "t-note" }, n)),
-          h("details", {}, h("summary", {}, "The card"), h("pre", { class: "t-yaml t-pub-card", tabindex: 0 }, p.parcel.card)),
+          h("details", {}, h("summary", {}, "The card"), h("pre", { class: "t-yaml t-pub-card", tabindex: 0, translate: "no" }, p.parcel.card)),
           labelled(p.login ? "You are logged in. Another token, only for this upload" : "Token with write access", token),
           h("p", { class: "t-quiet" }, "A token entered here is used for this upload and not kept."),
           h("label", { class: "t-row" }, again, "Send into a repository that exists already"),
@@ -185,7 +185,7 @@ Tuner.holdings = (element, trigger, props, watch) =>
       p && [
         button("Back to the library", () => trigger("closepage", {})),
         h("h2", {}, "Publish"),
-        h("p", { class: "t-quiet" }, p.run),
+        h("p", { class: "t-quiet", translate: "no" }, p.run),
         ["form", "ready"].includes(p.stage) ? form(p) : state(p),
       ];
     return (now) => {

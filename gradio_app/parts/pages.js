@@ -37,6 +37,7 @@ Tuner.help = (element, trigger, props, watch) =>
   Tuner.widget(element, props, watch, (root) => {
     const { h, slots } = Tuner;
     const part = slots();
+    const say = (text) => Tuner.words.say(text);
     let value = { sections: [] };
     const find = h("input", {
       class: "t-input",
@@ -48,7 +49,7 @@ Tuner.help = (element, trigger, props, watch) =>
     root.append(h("div", { class: "t-lib-head" }, find), part.node("all", "div", { class: "t-help" }));
     const draw = () => {
       const words = find.value.toLowerCase().split(/\s+/).filter(Boolean);
-      const fits = (e) => words.every((w) => (e.term + " " + e.text).toLowerCase().includes(w));
+      const fits = (e) => words.every((w) => [e.term, e.text, say(e.term), say(e.text)].join(" ").toLowerCase().includes(w));
       const left = value.sections.map((s) => ({ ...s, entries: s.entries.filter(fits) })).filter((s) => s.entries.length);
       part.draw("all", left, (sections) =>
         sections.length

@@ -1,7 +1,7 @@
 // Choose a recipe, fill its first screen, see what it will do. All settings come from the recipe's schema.
 Tuner.recipe = (element, trigger, props, watch) =>
   Tuner.widget(element, props, watch, (root) => {
-    const { h, s, icon, slots, file, newest } = Tuner;
+    const { h, s, icon, slots, file, named, newest } = Tuner;
     const told = newest();
     const part = slots();
     const inputs = new Map();
@@ -54,7 +54,7 @@ Tuner.recipe = (element, trigger, props, watch) =>
           f.choices.map((c) =>
             h(
               "option",
-              { value: c, selected: c === f.value, title: f.reasons[c] },
+              { value: c, selected: c === f.value, title: f.reasons[c], translate: c && !f.reasons[c] ? "no" : null },
               (c || "automatic") + (f.reasons[c] ? " (not for this family)" : ""),
             ),
           ),
@@ -164,6 +164,8 @@ Tuner.recipe = (element, trigger, props, watch) =>
         f.kind === "list" ? f.value : null,
       ]);
 
+    // What a recipe of the user's own says of itself is the user's text.
+    const told = (id) => (String(id).startsWith("own:") ? "no" : null);
     const card = (c, chosen) =>
       h(
         "button",
@@ -187,9 +189,9 @@ Tuner.recipe = (element, trigger, props, watch) =>
         h(
           "span",
           { class: "t-recipe-text" },
-          h("strong", {}, c.name),
-          c.model && h("span", { class: "t-recipe-model" }, c.model),
-          h("span", { class: "t-recipe-desc", title: c.description }, c.reason || c.description),
+          h("strong", { translate: "no" }, c.name),
+          c.model && h("span", { class: "t-recipe-model", translate: "no" }, c.model),
+          h("span", { class: "t-recipe-desc", title: c.description, translate: told(c.id) }, c.reason || c.description),
           h(
             "span",
             { class: "t-recipe-foot" },
@@ -414,9 +416,9 @@ Tuner.recipe = (element, trigger, props, watch) =>
       );
       filter();
       part.draw("density", v.density, (d) => d.points && plot(d));
-      part.draw("head", [v.title, v.description], ([title, text]) => [
-        h("h2", {}, title),
-        h("p", { class: "t-quiet" }, text),
+      part.draw("head", [v.title, v.description, v.chosen], ([title, text, chosen]) => [
+        h("h2", { translate: "no" }, title),
+        h("p", { class: "t-quiet", translate: told(chosen) }, text),
       ]);
       part.draw("basic", shape(v.basic), () => v.basic.map(labelled));
       part.draw("length", shape(v.length), () => v.length.map(labelled));
@@ -482,8 +484,8 @@ Tuner.recipe = (element, trigger, props, watch) =>
                   "li",
                   { "data-change": c.key },
                   h("span", {}, c.label),
-                  h("del", {}, c.was),
-                  h("ins", {}, c.now),
+                  h("del", { translate: named(c.was) }, c.was),
+                  h("ins", { translate: named(c.now) }, c.now),
                   h(
                     "button",
                     {
@@ -522,7 +524,7 @@ Tuner.recipe = (element, trigger, props, watch) =>
               h("strong", {}, "Show YAML"),
               h("span", { class: "t-quiet" }, "the same for python -m tuner run"),
             ),
-            h("pre", { class: "t-yaml", tabindex: 0, "aria-label": "Recipe as YAML" }, text),
+            h("pre", { class: "t-yaml", tabindex: 0, "aria-label": "Recipe as YAML" }, h("span", { translate: "no" }, text)),
             action("Copy", (e) => {
               navigator.clipboard.writeText(text);
               e.target.textContent = "Copied";

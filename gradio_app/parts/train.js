@@ -113,7 +113,7 @@ Tuner.train = (element, trigger, props, watch) =>
             ),
         ),
       );
-      modal(row.prompt, [show, strip]);
+      modal(row.prompt, [show, strip], true);
     };
     const columns = (m) => {
       const most = 6,
@@ -154,7 +154,7 @@ Tuner.train = (element, trigger, props, watch) =>
               h(
                 "tr",
                 {},
-                h("th", { scope: "row", title: row.prompt }, h("span", {}, row.prompt)),
+                h("th", { scope: "row", title: row.prompt, translate: "no" }, h("span", {}, row.prompt)),
                 cols.map((i) =>
                   h(
                     "td",
@@ -301,7 +301,7 @@ Tuner.train = (element, trigger, props, watch) =>
               {},
               h(
                 "button",
-                { class: "t-link t-queue-name", type: "button", onclick: () => trigger("open", { run: e.run }) },
+                { class: "t-link t-queue-name", translate: "no", type: "button", onclick: () => trigger("open", { run: e.run }) },
                 e.run,
               ),
               h("span", { class: "t-quiet" }, e.what),
@@ -388,7 +388,7 @@ Tuner.train = (element, trigger, props, watch) =>
         const select = h(
           "select",
           { class: "t-input", "aria-label": "Run" },
-          runs.map((r) => h("option", { value: r, selected: r === run }, r)),
+          runs.map((r) => h("option", { value: r, selected: r === run, translate: "no" }, r)),
         );
         select.addEventListener("change", () => trigger("open", { run: select.value }));
         return h("label", { class: "t-runs" }, h("span", { class: "t-sr" }, "Run"), select);
@@ -433,7 +433,7 @@ Tuner.train = (element, trigger, props, watch) =>
           "details",
           { class: "t-drawer t-log", open: drawer ? drawer.open : false },
           h("summary", {}, icon("chevron"), h("strong", {}, "Log")),
-          h("pre", { class: "t-yaml", tabindex: 0 }, lines.join("\n") || "Nothing yet."),
+          h("pre", { class: "t-yaml", tabindex: 0, translate: lines.length ? "no" : null }, lines.join("\n") || "Nothing yet."),
         ),
       );
     };
