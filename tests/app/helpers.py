@@ -17,7 +17,7 @@ ROOT = HERE.parents[1]
 FAKE = HERE / "fake_engine.py"
 
 
-def until(true: Callable[[], bool], seconds: float = 15.0) -> None:
+def until(true: Callable[[], bool], seconds: float = 90.0) -> None:
     """Wait for something to become true."""
     end = time.monotonic() + seconds
     while not true():

@@ -37,7 +37,7 @@ def test_library_publish_system_help(context: tuple, tmp_path: Path, monkeypatch
 def name_it(page: Page) -> None:
     """A name with markup stays text."""
     tab(page, "Library")
-    expect(page.locator(".t-lib li")).to_have_count(1, timeout=20_000)
+    expect(page.locator(".t-lib li")).to_have_count(1)
     page.get_by_label("Name of 2026-11-28-cat").fill("<i>my cat</i>")
     page.keyboard.press("Enter")
     expect(page.get_by_text("Saved.")).to_be_visible(timeout=20_000)
@@ -49,7 +49,7 @@ def publish_it(page: Page, hub_url: str) -> None:
     page.get_by_role("button", name="Publish").click()
     page.locator("#p-repo").fill("me/cat")
     page.locator("#p-look").click()
-    expect(page.locator(".t-pub-files li")).to_have_count(3, timeout=20_000)
+    expect(page.locator(".t-pub-files li")).to_have_count(3)
     shot(page, "publish")
     page.locator("#p-token").fill("hf_wrongTokenWrongToken")
     page.locator("#p-send").click()
@@ -71,7 +71,7 @@ def read_about(page: Page) -> None:
     page.locator("#help-find").fill("near shape")
     expect(page.get_by_text("Nothing is said about that here.")).to_be_visible(timeout=20_000)
     page.locator("#help-find").fill("like shape")
-    expect(page.locator(".t-terms dt")).to_have_count(1, timeout=20_000)
+    expect(page.locator(".t-terms dt")).to_have_count(1)
     shot(page, "help")
 
 
@@ -82,4 +82,4 @@ def delete_and_restore(page: Page) -> None:
     expect(page.get_by_text("Nothing has been made yet.")).to_be_visible(timeout=20_000)
     page.get_by_text("Bin (1)").click()
     page.get_by_role("button", name="Restore 2026-11-28-cat").click()
-    expect(page.locator(".t-lib li")).to_have_count(1, timeout=20_000)
+    expect(page.locator(".t-lib li")).to_have_count(1)
