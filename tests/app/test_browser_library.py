@@ -19,7 +19,6 @@ pytestmark = pytest.mark.browser
 def test_library_publish_system_help(context: tuple, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     finished_run(Workspace(tmp_path / "home").runs / "2026-11-28-cat", tmp_path / "secret-pictures")
     page = context[0].new_page()
-    page.set_default_timeout(20_000)
     with hub() as fake:
         for key, value in environment(fake, "", str(tmp_path / "hf")).items():
             monkeypatch.setenv(key, value)
