@@ -39,7 +39,7 @@ def name_it(page: Page) -> None:
     expect(page.locator(".t-lib li")).to_have_count(1)
     page.get_by_label("Name of 2026-11-28-cat").fill("<i>my cat</i>")
     page.keyboard.press("Enter")
-    expect(page.get_by_text("Saved.")).to_be_visible(timeout=20_000)
+    expect(page.get_by_text("Saved.")).to_be_visible()
     shot(page, "library")
 
 
@@ -52,11 +52,11 @@ def publish_it(page: Page, hub_url: str) -> None:
     shot(page, "publish")
     page.locator("#p-token").fill("hf_wrongTokenWrongToken")
     page.locator("#p-send").click()
-    expect(page.get_by_text("does not know this token")).to_be_visible(timeout=30_000)
+    expect(page.get_by_text("does not know this token")).to_be_visible()
     page.locator("#p-again").click()
     page.locator("#p-token").fill(GOOD)
     page.locator("#p-send").click()
-    expect(page.get_by_role("link", name=f"{hub_url}/me/cat")).to_be_visible(timeout=30_000)
+    expect(page.get_by_role("link", name=f"{hub_url}/me/cat")).to_be_visible()
     kept = page.evaluate("JSON.stringify([localStorage, sessionStorage, document.cookie, location.href])")
     assert GOOD not in kept
 
@@ -64,11 +64,11 @@ def publish_it(page: Page, hub_url: str) -> None:
 def read_about(page: Page) -> None:
     """System and Help."""
     tab(page, "System")
-    expect(page.get_by_text("Free on this disk")).to_be_visible(timeout=20_000)
+    expect(page.get_by_text("Free on this disk")).to_be_visible()
     shot(page, "system")
     tab(page, "Help")
     page.locator("#help-find").fill("near shape")
-    expect(page.get_by_text("Nothing is said about that here.")).to_be_visible(timeout=20_000)
+    expect(page.get_by_text("Nothing is said about that here.")).to_be_visible()
     page.locator("#help-find").fill("like shape")
     expect(page.locator(".t-terms dt")).to_have_count(1)
     shot(page, "help")
@@ -78,7 +78,7 @@ def delete_and_restore(page: Page) -> None:
     """Into the bin and back."""
     tab(page, "Library")
     page.get_by_role("button", name="Delete").click()
-    expect(page.get_by_text("Nothing has been made yet.")).to_be_visible(timeout=20_000)
+    expect(page.get_by_text("Nothing has been made yet.")).to_be_visible()
     page.get_by_text("Bin (1)").click()
     page.get_by_role("button", name="Restore 2026-11-28-cat").click()
     expect(page.locator(".t-lib li")).to_have_count(1)
