@@ -358,7 +358,7 @@ Tuner.grid = (element, trigger, props, watch, upload) =>
       const buckets = plan.buckets.filter((b) => b.items);
       const most = Math.max(1, ...buckets.map((b) => b.items));
       const out = plan.unused || 0;
-      const text = `${plan.items + out} items → ${buckets.length} ${buckets.length === 1 ? "bucket" : "buckets"} → ${plan.items} used, ${out} left out`;
+      const text = `${plan.items + out} items → ${buckets.length} ${buckets.length === 1 ? "bucket" : "buckets"} → ${plan.items} used, ${out} left out${plan.open ? " (being counted again)" : ""}`;
       const row = (b) => {
         const bar = h("span", { class: "t-bucket-bar" });
         bar.style.width = (100 * b.items) / most + "%";
@@ -559,8 +559,21 @@ Tuner.grid = (element, trigger, props, watch, upload) =>
           seg.length > 1 && h("div", { class: "t-seg", role: "group", "aria-label": "Show" }, seg),
         ];
       };
+    // A patch holds what changed; of another data set than the one shown it is of no use, so all is asked for.
+    const take = (sent) => {
+      const { patch, items, order, ...parts } = sent;
+      if (!patch) return { ...sent, keep: !!sent.keep };
+      if (sent.name !== value.name) {
+        trigger("whole", {});
+        return value;
+      }
+      const known = new Map(value.items.map((i) => [i.id, i]));
+      for (const item of items) known.set(item.id, item);
+      const ids = order || value.items.map((i) => i.id);
+      return { ...value, keep: false, ...parts, items: ids.map((id) => known.get(id)).filter(Boolean) };
+    };
     return (fresh) => {
-      value = fresh;
+      value = take(fresh);
       part.draw("sets", value.sets, (sets) => {
         const select = h(
           "select",
@@ -605,7 +618,8 @@ Tuner.grid = (element, trigger, props, watch, upload) =>
       );
       place();
       side();
-      part.draw("plan", value.plan, strip);
+      const open = part.node("plan").querySelector("details[open]");
+      if (part.draw("plan", value.plan, strip) && open) part.node("plan").querySelector("details").open = true;
       if (sheet && value.preview && value.preview.rows) sheet(value.preview);
     };
   });

@@ -18,6 +18,7 @@ from ..archives import Refused, unpack
 from ..datasets import DEMO, Added
 from ..media import ENDINGS, kind, told, unreadable
 from ..parts.checks import digest
+from ..parts.since import Marks, since
 from ..parts.widget import quiet, widget
 from ..parts.words import count
 from ..studio import Studio, as_dict, dataset_title
@@ -100,32 +101,40 @@ def _numbered(files: list[Path]) -> str:
 
 def build(studio: Studio) -> tuple[gr.HTML, gr.HTML, gr.Button]:
     """The screen; returns the grid, the line below it and the button to the next screen."""
-    seen = gr.State("")
-    grid = widget("grid", view(studio), "dataset", (*HANDLERS, "folder"))
+    seen = gr.State({})
+    grid = widget("grid", view(studio), "dataset", (*HANDLERS, "folder", "whole"))
     with gr.Row(elem_classes="actions"):
         line = gr.HTML(plan_line(studio), html_template=PLAN, js_on_load=None, elem_classes="plan-line", padding=False)
         onward = gr.Button("Choose a recipe", variant="primary", elem_id="to-recipe")
+    outputs = [grid, line, seen]
 
-    def bound(handler: Callable[[Studio, Said], Said]) -> Callable[[gr.EventData], tuple[Any, str]]:
-        def on_event(event: gr.EventData) -> tuple[Any, str]:
-            return view(studio, **handler(studio, as_dict(event._data))), plan_line(studio)
+    def answer(known: Marks, said: Said) -> tuple[Any, str, Marks]:
+        mark = stamp(studio)  # first: what changes meanwhile is seen by the next tick
+        patch, marks = since(known, view(studio, **said))
+        return patch, plan_line(studio), {**marks, "stamp": mark}
+
+    def bound(handler: Callable[[Studio, Said], Said]) -> Callable[[Marks, gr.EventData], tuple[Any, str, Marks]]:
+        def on_event(known: Marks, event: gr.EventData) -> tuple[Any, str, Marks]:
+            return answer(known, handler(studio, as_dict(event._data)))
 
         return on_event
 
-    def on_folder(event: gr.EventData, request: gr.Request) -> tuple[Any, str]:
+    def on_folder(known: Marks, event: gr.EventData, request: gr.Request) -> tuple[Any, str, Marks]:
         note = take_folder(studio, str(as_dict(event._data).get("path", ""))) if local(request) else AWAY
-        return view(studio, note), plan_line(studio)
+        return answer(known, {"note": note})
 
-    def on_tick(known: str) -> tuple[Any, Any, Any]:
+    def on_tick(known: Marks) -> tuple[Any, Any, Any]:
         mark = stamp(studio)
-        if mark == known:
+        if mark == known.get("stamp"):
             return gr.skip(), gr.skip(), gr.skip()
-        return mark, {**view(studio), "keep": True}, plan_line(studio)  # what was said a moment ago stays
+        patch, marks = since(known, view(studio))
+        return {**patch, "keep": True}, plan_line(studio), {**marks, "stamp": mark}  # what was said a moment ago stays
 
     for name, handler in HANDLERS.items():
-        getattr(grid, name)(bound(handler), None, [grid, line], **quiet())
-    grid.folder(on_folder, None, [grid, line], **quiet())
-    gr.Timer(1.0).tick(on_tick, [seen], [seen, grid, line], concurrency_limit=None, **quiet(trigger_mode="once"))
+        getattr(grid, name)(bound(handler), [seen], outputs, **quiet())
+    grid.folder(on_folder, [seen], outputs, **quiet())
+    grid.whole(lambda: answer({}, {}), None, outputs, **quiet())
+    gr.Timer(1.0).tick(on_tick, [seen], outputs, concurrency_limit=None, **quiet(trigger_mode="once"))
     return grid, line, onward
 
 
@@ -134,11 +143,12 @@ AWAY = "A folder of this machine can only be opened in a browser on this machine
 
 
 def stamp(studio: Studio) -> str:
-    """Changes when something happens that no press of this page causes: captions, the doctor's and the check's word."""
-    uses, plan = _uses(studio)
-    name = studio.project.draft().dataset
-    job = captioning.state(studio, name)
-    return digest(json.dumps([name, job, _doctor(studio), bool(uses), plan], default=str), "")
+    """Changes when anything that the page shows does: files, captions, the doctor's and the check's word."""
+    _, plan = _uses(studio)
+    draft = studio.project.draft()
+    job = captioning.state(studio, draft.dataset)
+    files = studio.project.stamp(draft)
+    return digest(json.dumps([draft.dataset, files, job, _doctor(studio), plan], default=str), "")
 
 
 # -- what the page sends -----------------------------------------------------------------------------------------------
@@ -356,12 +366,20 @@ def _items(studio: Studio, name: str) -> list[dict[str, Any]]:
 
 
 def _uses(studio: Studio) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What the engine's check says of each item (crop, bucket, why unused), and the plan; empty until known."""
+    """What the engine's check says of each item (crop, bucket, why unused), and the plan; empty until known.
+
+    While files or captions changed since, the answer before stands, and its plan says that it is `open`.
+    """
     draft = studio.project.draft()
     if studio.project.mistakes(draft):
         return {}, {}
-    answer = studio.checker.answer(digest(studio.project.yaml(draft), studio.project.stamp(draft))) or {}
-    plan = answer.get("plan") or {}
+    recipe = studio.project.yaml(draft)
+    answer = studio.checker.answer(digest(recipe, studio.project.stamp(draft)))
+    known = _ANSWERS.get(digest(recipe, ""), {})
+    if answer is not None:
+        _ANSWERS.clear()  # of one recipe at a time
+        _ANSWERS[digest(recipe, "")] = answer
+    plan = (answer or known).get("plan") or {}
     shown = ("crop", "scaled", "bucket", "original", "resolution", "unused", "frames")
     uses: dict[str, Any] = {}
     for one in plan.get("uses") or []:
@@ -370,7 +388,8 @@ def _uses(studio: Studio) -> tuple[dict[str, Any], dict[str, Any]]:
     kept = ("items", "unused", "steps_per_epoch", "epochs")
     sizes = ("width", "height", "items", "frames", "seconds", "kind")
     buckets = [{key: bucket[key] for key in sizes if key in bucket} for bucket in plan.get("buckets") or []]
-    return uses, {**{key: plan[key] for key in kept if key in plan}, "buckets": buckets} if plan else {}
+    told = {**{key: plan[key] for key in kept if key in plan}, "buckets": buckets, "open": answer is None}
+    return uses, told if plan else {}
 
 
 def _doctor(studio: Studio) -> dict[str, Any]:
@@ -408,6 +427,7 @@ def _finding(found: dict[str, Any]) -> dict[str, Any]:
 
 
 LEAVE = ("unreadable", "blurred", "dark", "bright", "flat", "still", "silent", "small")
+_ANSWERS: dict[str, dict[str, Any]] = {}
 _BARE: dict[str, tuple[str, int]] = {}
 _CONTENT: dict[tuple[str, int], str] = {}
 _SIZES: dict[tuple[str, int], str] = {}
