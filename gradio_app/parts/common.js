@@ -32,6 +32,7 @@ window.Tuner = window.Tuner || {};
     info: "M8 2a6 6 0 100 12A6 6 0 008 2zM8 7.2v3.6M8 5v.1",
     play: "M5 3.5v9l7.5-4.5z",
     sound: "M2.5 6v4h2.5l3.5 3V3L5 6zM11 6a3 3 0 010 4M12.7 4.2a5.5 5.5 0 010 7.6",
+    mask: "M8 2a6 6 0 100 12A6 6 0 008 2zM8 2v12",
     chevron: "M4 6l4 4 4-4",
     up: "M4 10l4-4 4 4",
   };
