@@ -108,7 +108,7 @@ class DataSets:
 
     def set_caption(self, name: str, picture: str, text: str) -> None:
         """Write (or, when empty, remove) the caption of a picture in the workspace."""
-        path = self._item(name, picture).with_suffix(".txt")
+        path = self.item(name, picture).with_suffix(".txt")
         text = " ".join(text.split())
         if not text:
             path.unlink(missing_ok=True)
@@ -119,10 +119,15 @@ class DataSets:
 
     def remove(self, name: str, picture: str) -> None:
         """Move a picture and its caption aside, from where `restore` brings them back."""
-        path, aside = self._item(name, picture), self._aside(name)
+        path, aside = self.item(name, picture), self._aside(name)
         for file in (path, path.with_suffix(".txt")):
             if file.exists():
                 file.replace(aside / file.name)
+        for kind in self._kinds(name):
+            for file in kind.glob("*.*"):
+                if file.stem == path.stem:
+                    (kind / ".removed").mkdir(exist_ok=True)
+                    file.replace(kind / ".removed" / file.name)
 
     def left_out(self, name: str) -> list[str]:
         """What was moved aside and can come back."""
@@ -134,6 +139,10 @@ class DataSets:
         for file in (aside / safe_file(picture), aside / Path(safe_file(picture)).with_suffix(".txt").name):
             if file.exists() and not (folder / file.name).exists():
                 file.replace(folder / file.name)
+        for kind in self._kinds(name):
+            for file in (kind / ".removed").glob("*.*"):
+                if file.stem == Path(safe_file(picture)).stem and not (kind / file.name).exists():
+                    file.replace(kind / file.name)
 
     def meta(self, name: str) -> dict[str, Any]:
         """What we note about a data set beside its folder: title, trigger word."""
@@ -177,7 +186,8 @@ class DataSets:
         (folder / f"{stem}.txt").write_text(" ".join(text.split()) + "\n", encoding="utf-8")
         added.captions += 1
 
-    def _item(self, name: str, picture: str) -> Path:
+    def item(self, name: str, picture: str) -> Path:
+        """A picture of a data set that may be changed. Raises for any other name."""
         folder = self.folder(name)
         if name == DEMO:
             raise PermissionError("The demo pictures stay as they are; change a copy of them.")
@@ -185,6 +195,10 @@ class DataSets:
         if path.parent != folder or path.name != picture or not path.is_file():
             raise FileNotFoundError(f"There is no picture named {picture!r} in {name}.")
         return path
+
+    def _kinds(self, name: str) -> list[Path]:
+        """The folders of masks, control and reference pictures; they go and come with their picture."""
+        return [path for path in (self.root / ".companions" / self.folder(name).name).glob("*") if path.is_dir()]
 
     def _aside(self, name: str) -> Path:
         aside = self.root / ".removed" / self.folder(name).name

@@ -99,6 +99,9 @@ class Library:
             notes = self.workspace.datasets.root / f".{name}.json"
             if kind == "dataset" and notes.exists():
                 notes.rename(target / ".dataset.json")
+            beside = self.workspace.datasets.root / ".companions" / name
+            if kind == "dataset" and beside.is_dir():
+                beside.rename(target / ".companions")
             return f"{name} is in the bin."
 
     def restore(self, kind: str, name: str) -> str:
@@ -113,6 +116,10 @@ class Library:
             notes = parent / free / ".dataset.json"
             if notes.exists():
                 notes.rename(parent / f".{free}.json")
+            beside = parent / free / ".companions"
+            if beside.is_dir():
+                (parent / ".companions").mkdir(exist_ok=True)
+                beside.rename(parent / ".companions" / free)
             return f"{free} is back."
 
     def empty(self) -> str:

@@ -60,6 +60,10 @@ class LocalLauncher:
         """Write captions for the items of `path`; the journal and the log lie in `folder`."""
         self._start(folder, "caption", str(path), *options, "--job", str(folder))
 
+    def mask(self, folder: Path, path: Path, out: Path, options: list[str]) -> None:
+        """Make masks of people for the pictures of `path`; the journal and the log lie in `folder`."""
+        self._start(folder, "mask", str(path), "--out", str(out), *options, "--job", str(folder))
+
     def ask(self, folder: Path, request: str) -> None:
         """Leave a request ("stop", "save", "sample") that the run takes at its next step border."""
         control = folder / "control"

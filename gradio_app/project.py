@@ -19,6 +19,7 @@ import yaml
 from tuner import recipe as recipes
 from tuner.errors import UserError
 
+from . import companions
 from .parts.names import safe_stem, unused
 from .parts.reader import reader
 from .workspace import Draft, Workspace
@@ -133,8 +134,24 @@ class Project:
         entries = raw.get("data") or [{}]
         first = {**entries[0], "path": str(self.workspace.datasets.folder(draft.dataset))}
         first["trigger"] = self.trigger(draft) or None
-        raw["data"] = [first, *entries[1:]]
+        raw["data"] = [{**first, **self._beside(draft, first)}, *entries[1:]]
+        listed = raw.get("extensions") or []
+        if raw["data"][0].get("mask") and all(one.get("kind") != "masked_loss" for one in listed):
+            raw["extensions"] = [*listed, {"kind": "masked_loss"}]
         return raw
+
+    def reads(self, draft: Draft) -> list[str]:
+        """Which companions of the pictures this recipe acts on: mask, control, reference."""
+        use_masks = self.workspace.datasets.meta(draft.dataset).get("masks", True)
+        found = ["mask"] if use_masks else []
+        found += ["control"] if (draft.raw.get("adapter") or {}).get("kind") == "controlnet" else []
+        return found + (["reference"] if draft.raw.get("task") in ("edit", "image_to_video") else [])
+
+    def _beside(self, draft: Draft, first: dict[str, Any]) -> dict[str, Any]:
+        """The folders of companions that the recipe reads; one of another data set, as a saved recipe has, goes."""
+        sets = self.workspace.datasets
+        stale = [k for k in companions.KINDS if isinstance(first.get(k), str) and companions.ours(sets, first[k])]
+        return {**dict.fromkeys(stale), **companions.settings(sets, draft.dataset, self.reads(draft))}
 
     def yaml(self, draft: Draft) -> str:
         """The final recipe as text."""
@@ -162,6 +179,7 @@ class Project:
         folder = self.workspace.datasets.folder(draft.dataset)
         with os.scandir(folder) as entries:
             marks = sorted((e.name, e.stat().st_mtime_ns) for e in entries)
+        marks += companions.stamp(self.workspace.datasets, draft.dataset)
         return hashlib.sha256(repr((str(folder), marks)).encode()).hexdigest()[:24]
 
     def pace(self, family: str) -> float | None:

@@ -1,4 +1,4 @@
-"""`python -m tuner`: run, resume, check, cache, caption, sample, export, publish, lora, describe, demo and app.
+"""`python -m tuner`: run, resume, check, cache, caption, mask, sample, export, publish, lora, describe, demo and app.
 
 Exit code 0: done. 1: the user must change something; one sentence on stderr says what. 2: we failed.
 """
@@ -58,6 +58,7 @@ def _parser() -> argparse.ArgumentParser:
 
     _runs(command)
     _data(command)
+    _masks(command)
     _others(command)
     return parser
 
@@ -106,6 +107,15 @@ def _data(command: Command) -> None:
     sub.add_argument("--batch", type=int, default=4, metavar="N", help="items at a time (default: 4)")
     sub.add_argument("--max-tokens", type=int, default=200, metavar="N", help="length of a caption (default: 200)")
     sub.add_argument("--out", type=Path, help="folder for the captions (default: beside the items)")
+    sub.add_argument("--job", type=Path, help="folder of the journal (default: a new one in the workspace)")
+
+
+def _masks(command: Command) -> None:
+    sub = command("mask", mask, "Make masks of the people in the pictures and videos of a folder that have none.")
+    sub.add_argument("path", type=Path, help="folder of the pictures")
+    sub.add_argument("--out", type=Path, required=True, help="folder for the masks (data.0.mask of a recipe)")
+    sub.add_argument("--only", type=Path, metavar="FILE", help="text file with the names of some, one per line")
+    sub.add_argument("--overwrite-auto", action="store_true", help="make automatic masks anew, nobody's own")
     sub.add_argument("--job", type=Path, help="folder of the journal (default: a new one in the workspace)")
 
 
@@ -208,6 +218,13 @@ def caption(arguments: argparse.Namespace) -> int:
     wanted = job.Request(
         arguments.path, arguments.model, asked, arguments.batch, arguments.overwrite_auto, arguments.out
     )
+    return job.main(wanted, arguments.job)
+
+
+def mask(arguments: argparse.Namespace) -> int:
+    """See the command's help."""
+    job = importlib.import_module("tuner.mask.job")
+    wanted = job.Request(arguments.path, arguments.out, arguments.only, arguments.overwrite_auto)
     return job.main(wanted, arguments.job)
 
 

@@ -466,6 +466,7 @@ def report(ready: Prepared, everything: bool = False) -> dict[str, Any]:
             "buckets": _buckets(ready),
             "datasets": _shares(ready),
             "steps_per_epoch": per_epoch,
+            "cell": ready.geometry.rate,
             "epochs": round(ready.recipe.train.steps / per_epoch, 2) if per_epoch else 0,
             "uses": [*_uses(ready), *_unused(ready)] if listed else [],
             "uses_listed": listed,

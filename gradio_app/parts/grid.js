@@ -4,6 +4,12 @@ Tuner.grid = (element, trigger, props, watch, upload) =>
     const { h, icon, slots, file, newest } = Tuner;
     const told = newest();
     const ORIGIN = { you: "Written by you", auto: "Written automatically", imported: "Came with the files" };
+    const MASKED = {
+      you: "Painted, or brought along",
+      auto: "Made automatically: people count",
+      whole: "All of the picture counts",
+    };
+    const PAIRS = { control: "Control picture", reference: "Reference picture" };
     const part = slots();
     let found = new Set();
     const use = (item) => (value.uses || {})[item.id] || {};
@@ -23,12 +29,17 @@ Tuner.grid = (element, trigger, props, watch, upload) =>
       "aria-label": "Choose pictures",
       id: "pictures-input",
     });
+    let bringing = ""; // what the chosen files are: items, or mask, control, reference
     picker.addEventListener("change", () => {
-      send([...picker.files]);
-      picker.value = "";
+      send([...picker.files], bringing);
+      picker.value = bringing = "";
     });
+    const bring = (what) => {
+      bringing = what;
+      picker.click();
+    };
 
-    const send = async (files) => {
+    const send = async (files, what = "") => {
       if (!files.length) return;
       busy += files.length;
       status(`Copying ${files.length} ${files.length === 1 ? "file" : "files"} …`);
@@ -47,7 +58,7 @@ Tuner.grid = (element, trigger, props, watch, upload) =>
       await Promise.all([next(), next(), next()]);
       busy = 0;
       status("");
-      trigger("uploaded", { files: done, failed });
+      trigger("uploaded", { files: done, failed, what });
     };
     const status = (text) => {
       part.draw("busy", text, (t) => t && h("span", { class: "t-busy", role: "status" }, t));
@@ -85,6 +96,7 @@ Tuner.grid = (element, trigger, props, watch, upload) =>
           (only === "all" || (only === "bare" && !i.caption) ||
             (only === "warn" && i.warn) ||
             (only === "unused" && use(i).unused) ||
+            (only === "lone" && i.lacks.length) ||
             (only === "found" && found.has(i.id))) &&
           (!words || (i.caption + " " + i.id).toLowerCase().includes(words)),
       );
@@ -157,8 +169,16 @@ Tuner.grid = (element, trigger, props, watch, upload) =>
           title: `${item.id} · ${item.size}`,
           onclick: () => choose(item.id),
         }),
-        item.warn
-          ? h("span", { class: "t-badge t-bad", title: item.warn }, icon("warn", 12), item.badge || "Look")
+        item.warn || item.lacks.length
+          ? h(
+              "span",
+              { class: "t-badge t-bad", title: item.warn || `It has no ${item.lacks.join(" and no ")}.` },
+              icon("warn", 12),
+              item.warn ? item.badge || "Look" : "no pair",
+            )
+          : "",
+        item.mask
+          ? h("span", { class: "t-badge t-masked", title: MASKED[item.mask.by] }, icon("mask", 12), "mask")
           : "",
       );
       card.art.append(
@@ -229,7 +249,7 @@ Tuner.grid = (element, trigger, props, watch, upload) =>
     const zone = () =>
       h(
         "button",
-        { class: "t-dropzone", type: "button", onclick: () => picker.click() },
+        { class: "t-dropzone", type: "button", onclick: () => bring("") },
         h("span", { class: "t-dropzone-icon" }, icon("upload", 26)),
         h("strong", {}, "Drop your pictures, videos or sounds here"),
         h(
@@ -244,15 +264,22 @@ Tuner.grid = (element, trigger, props, watch, upload) =>
       chosen = chosen === id ? "" : id;
       side();
     };
+    let asked = ""; // what was worked out of which state of the chosen item
     const side = () => {
       const item = (value.items || []).find((i) => i.id === chosen);
       for (const [id, card] of cards) card.node.classList.toggle("t-chosen", !!item && id === chosen);
       const doctor = value.doctor || {};
       root.classList.toggle("t-with-side", !!item || !!doctor.busy || !!doctor.findings || !!doctor.error);
-      part.draw("look", item && [item, use(item)], (data) => data && looked(...data));
+      if (item && asked !== JSON.stringify([item, use(item), value.name])) {
+        asked = JSON.stringify([item, use(item), value.name]);
+        trigger("look", { id: item.id });
+      }
+      if (!item) asked = "";
+      const seen = item && value.look && value.look.id === item.id ? value.look : {};
+      part.draw("look", item && [item, use(item), seen], (data) => data && looked(...data));
       part.draw("doctor", doctor, findings);
     };
-    const looked = (item, used) => [
+    const looked = (item, used, seen) => [
       h(
         "div",
         { class: "t-side-head" },
@@ -261,7 +288,58 @@ Tuner.grid = (element, trigger, props, watch, upload) =>
       ),
       media(item, used),
       facts(item, used),
+      item.kind !== "audio" && masked(item, used, seen.cells || {}),
+      pairs(item),
     ];
+    const tools_of = Tuner.masks;
+    const painted = (item) => () => tools_of.paint(item, upload, (sent) => trigger("maskpaint", sent));
+    const masked = (item, used, cells) => {
+      const cut = cells.file && frame(used);
+      if (cut) {
+        cut.className = "t-cells";
+        cut.setAttribute("aria-label", "The mask at the resolution of the latents");
+        cut.style.backgroundImage = `url("${file(cells.file)}")`;
+      }
+      return h(
+        "section",
+        { class: "t-beside", "aria-label": "Mask" },
+        h("h3", {}, "Mask"),
+        item.mask
+          ? [
+              h("p", { class: "t-quiet" }, MASKED[item.mask.by] + ". What is dark does not count."),
+              h(
+                "div",
+                { class: "t-two" },
+                h("figure", {}, h("div", { class: "t-look-art" }, h("img", { src: file(item.thumb), alt: "" }), tools_of.veil(item)), h("figcaption", {}, "Painted")),
+                cut &&
+                  h("figure", {}, h("div", { class: "t-look-art" }, h("img", { src: file(item.thumb), alt: "" }), cut),
+                    h("figcaption", {}, `As the loss sees it: ${cells.size[0]} × ${cells.size[1]} cells, ${cells.share} % counts`)),
+              ),
+            ]
+          : h("p", { class: "t-quiet" }, "None: all of the picture counts, unless others have masks."),
+        h(
+          "div",
+          { class: "t-row" },
+          small(item.mask ? "Change" : "Paint", painted(item), { "aria-label": `Paint the mask of ${item.id}` }),
+          small("Find people", () => trigger("automask", { ids: [item.id], again: true }), { disabled: (value.maskjob || {}).state === "running" }),
+          item.mask && small("Delete", () => trigger("maskdrop", { ids: [item.id] }), { "aria-label": `Delete the mask of ${item.id}` }),
+        ),
+      );
+    };
+    const pairs = (item) => {
+      const kinds = Object.keys(PAIRS).filter((k) => item.pair[k] || item.lacks.includes(PAIRS[k].toLowerCase()));
+      if (!kinds.length) return null;
+      const side_by_side = (k) =>
+        h("figure", {}, item.pair[k] ? h("div", { class: "t-look-art" }, h("img", { src: tools_of.versioned(item.pair[k]), alt: `${PAIRS[k]} of ${item.id}` }))
+          : h("div", { class: "t-look-art t-missing" }, icon("warn", 18), "missing"), h("figcaption", {}, PAIRS[k]));
+      return h(
+        "section",
+        { class: "t-beside", "aria-label": "Pair" },
+        h("h3", {}, "Pair"),
+        h("div", { class: "t-two" }, kinds.map(side_by_side),
+          h("figure", {}, h("div", { class: "t-look-art" }, item.thumb && h("img", { src: file(item.thumb), alt: "" })), h("figcaption", {}, "What is learned"))),
+      );
+    };
     const media = (item, used) => {
       const broken = (e) => e.target.replaceWith(h("p", { class: "t-quiet" }, "This browser cannot play this kind of file; training can use it."));
       if (item.kind === "audio") return h("audio", { controls: true, src: file(item.file), onerror: broken, "aria-label": item.id, translate: "no" });
@@ -334,24 +412,27 @@ Tuner.grid = (element, trigger, props, watch, upload) =>
     const buttons = ([changed, aside, many, busyNow]) => [
       many > 0 && small("Caption automatically", auto, { disabled: busyNow }),
       many > 0 && small("Change many captions", bulk),
+      many > 0 && small("Masks", masks),
+      many > 0 && small("Pairs", pairing),
       changed > 0 && small(`Undo change of ${changed}`, () => trigger("unbulk", {})),
       many > 0 && small("Examine", () => trigger("examine", {})),
       aside.length > 0 && small(`Left out ${aside.length}`, asideList),
     ];
     let dismissed = "";
-    const working = (job) => {
+    const working = (job, stop) => {
       const live = job.state === "running";
       if (!live && dismissed === job.text) return null;
       const hide = (e) => {
         dismissed = job.text;
         e.target.closest("[data-job]").remove();
       };
+      const label = job.what === "mask" ? "Masks" : "Captions";
       return h(
         "div",
         { class: "t-note", "data-job": job.state },
-        live && h("progress", { max: job.of || 1, value: job.done, "aria-label": "Captions" }),
+        live && h("progress", { max: job.of || 1, value: job.done, "aria-label": label }),
         h("span", { role: "status" }, job.text),
-        live ? small("Stop", () => trigger("captionstop", {})) : small("Close", hide),
+        live ? small("Stop", () => trigger(stop, {})) : small("Close", hide),
       );
     };
     const strip = (plan) => {
@@ -359,7 +440,7 @@ Tuner.grid = (element, trigger, props, watch, upload) =>
       const buckets = plan.buckets.filter((b) => b.items);
       const most = Math.max(1, ...buckets.map((b) => b.items));
       const out = plan.unused || 0;
-      const text = `${plan.items + out} items → ${buckets.length} ${buckets.length === 1 ? "bucket" : "buckets"} → ${plan.items} used, ${out} left out`;
+      const text = `${plan.items + out} items → ${buckets.length} ${buckets.length === 1 ? "bucket" : "buckets"} → ${plan.items} used, ${out} left out${plan.open ? " (being counted again)" : ""}`;
       const row = (b) => {
         const bar = h("span", { class: "t-bucket-bar" });
         bar.style.width = (100 * b.items) / most + "%";
@@ -442,10 +523,61 @@ Tuner.grid = (element, trigger, props, watch, upload) =>
       sheetOf("Caption automatically", "Write captions", go, field("Captioner", model), field("What is to be learned", purpose),
         tick("Write automatic captions anew", again), h("p", { class: "t-quiet" }, "Captions that you wrote or edited are never changed."));
     };
-    const from_folder = () => {
+    const brought = (what, words) => [
+      small(`Upload ${words}`, () => {
+        closeSheet();
+        bring(what);
+      }),
+      small("Take a folder of this machine", () => {
+        closeSheet();
+        from_folder(what, words);
+      }),
+    ];
+    let closeSheet = () => {};
+    const masks = () => {
+      const { count, used } = value.masks;
+      const items = (value.items || []).filter((i) => i.kind !== "audio");
+      const again = h("input", { type: "checkbox" });
+      const heed = h("input", { type: "checkbox", checked: used });
+      heed.addEventListener("change", () => trigger("maskuse", { use: heed.checked }));
+      const press = (name, sent = () => ({})) => () => {
+        closeSheet();
+        trigger(name, sent());
+      };
+      const body = h(
+        "div",
+        { class: "t-sheet" },
+        h("p", {}, "A mask says which part of a picture is learned. Open a picture to paint its mask, or:"),
+        h("div", { class: "t-row" }, small("Find people in all pictures", press("automask", () => ({ again: again.checked })), { disabled: (value.maskjob || {}).state === "running" }),
+          tick("make automatic masks anew", again)),
+        h("p", { class: "t-quiet" }, "A small network on this machine marks people. Painted masks are never changed."),
+        h("div", { class: "t-row" }, brought("mask", "masks")),
+        h("p", { class: "t-quiet" }, "Masks have the name of their picture; white counts, black does not."),
+        count > 0 && [
+          h("div", { class: "t-row" }, count < items.length && small(`Let the other ${items.length - count} count whole`, press("maskrest")), small(`Delete all ${count}`, press("maskdrop"))),
+          tick("Training heeds the masks", heed),
+        ],
+      );
+      closeSheet = Tuner.modal("Masks", body);
+    };
+    const pairing = () => {
+      const reads = value.reads || [];
+      const row = (k, text) => [
+        h("h3", {}, PAIRS[k] + "s"),
+        h("p", { class: "t-quiet" }, text, " ", reads.includes(k) ? "The chosen recipe reads them." : "The chosen recipe does not read them."),
+        h("div", { class: "t-row" }, brought(k, `${k} pictures`)),
+      ];
+      const body = h("div", { class: "t-sheet" },
+        h("p", {}, "Pairs are two pictures of the same name: one to start from, one to learn. The pictures of this data set are what is learned."),
+        row("control", "Edges, depth, poses: what a ControlNet is to follow."),
+        row("reference", "What an edit starts from, or the first frame of a video."));
+      closeSheet = Tuner.modal("Pairs", body);
+    };
+    const from_folder = (what = "", words = "") => {
       const path = text("folder-path", { placeholder: "/home/me/pictures" });
-      sheetOf("Add a folder of this machine", "Copy", () => trigger("folder", { path: path.value }), field("Its path", path),
-        h("p", { class: "t-quiet" }, "Its pictures, videos, sounds and .txt captions are copied; the folder itself is only read."));
+      sheetOf(what ? `A folder of ${words}` : "Add a folder of this machine", "Copy", () => trigger("folder", { path: path.value, what }), field("Its path", path),
+        h("p", { class: "t-quiet" }, what ? "Pictures with the names of yours are copied; the folder itself is only read."
+          : "Its pictures, videos, sounds and .txt captions are copied; the folder itself is only read."));
     };
     const asideList = () => {
       const row = (id) => h("div", { class: "t-row" }, h("span", { class: "t-grow-text", translate: "no" }, id),
@@ -465,6 +597,7 @@ Tuner.grid = (element, trigger, props, watch, upload) =>
       bar,
       second,
       part.node("job"),
+      part.node("maskjob"),
       part.node("note"),
       part.node("busy", "div", { class: "t-busy-line" }),
       part.node("none"),
@@ -532,7 +665,7 @@ Tuner.grid = (element, trigger, props, watch, upload) =>
           place();
         });
         if (only !== "all" && only !== "found" && !counts[only]) only = "all";
-        const seg = ["all", "bare", "warn", "unused", "found"]
+        const seg = ["all", "bare", "warn", "lone", "unused", "found"]
           .filter((k) => (k === "found" ? only === k : k === "all" || counts[k]))
           .map((k) =>
             h(
@@ -550,7 +683,7 @@ Tuner.grid = (element, trigger, props, watch, upload) =>
                   place();
                 },
               },
-              { all: "All", bare: "No caption", warn: "Look at", unused: "Unused", found: "Found" }[k],
+              { all: "All", bare: "No caption", warn: "Look at", lone: "No pair", unused: "Unused", found: "Found" }[k],
               " ",
               String(k === "found" ? found.size : counts[k]),
             ),
@@ -561,8 +694,21 @@ Tuner.grid = (element, trigger, props, watch, upload) =>
           seg.length > 1 && h("div", { class: "t-seg", role: "group", "aria-label": "Show" }, seg),
         ];
       };
+    // A patch holds what changed; of another data set than the one shown it is of no use, so all is asked for.
+    const take = (sent) => {
+      const { patch, items, order, ...parts } = sent;
+      if (!patch) return sent;
+      if (sent.name !== value.name) {
+        trigger("whole", {});
+        return value;
+      }
+      const known = new Map(value.items.map((i) => [i.id, i]));
+      for (const item of items) known.set(item.id, item);
+      const ids = order || value.items.map((i) => i.id);
+      return { ...value, ...parts, items: ids.map((id) => known.get(id)).filter(Boolean) };
+    };
     return (fresh) => {
-      value = fresh;
+      value = take(fresh);
       part.draw("sets", value.sets, (sets) => {
         const select = h(
           "select",
@@ -579,15 +725,16 @@ Tuner.grid = (element, trigger, props, watch, upload) =>
       });
       part.draw("tools", [value.trigger, value.counts, value.name, only], tools);
       part.draw("second", [value.bulk, value.aside, (value.items || []).length, (value.job || {}).state === "running"], buttons);
-      part.draw("job", value.job, (job) => job && job.state && working(job));
+      part.draw("job", value.job, (job) => job && job.state && working(job, "captionstop"));
+      part.draw("maskjob", value.maskjob, (job) => job && job.state && working(job, "maskstop"));
       part.draw("add", 1, () => [
         h(
           "button",
-          { class: "t-button", type: "button", onclick: () => picker.click() },
+          { class: "t-button", type: "button", onclick: () => bring("") },
           icon("upload", 14),
           "Add files",
         ),
-        h("button", { class: "t-button", type: "button", onclick: from_folder }, "Folder"),
+        h("button", { class: "t-button", type: "button", onclick: () => from_folder() }, "Folder"),
       ]);
       const said = told(value.told);
       part.draw(
@@ -610,7 +757,8 @@ Tuner.grid = (element, trigger, props, watch, upload) =>
       );
       place();
       side();
-      part.draw("plan", value.plan, strip);
+      const open = part.node("plan").querySelector("details[open]");
+      if (part.draw("plan", value.plan, strip) && open) part.node("plan").querySelector("details").open = true;
       if (sheet && value.preview && value.preview.rows) sheet(value.preview);
     };
   });

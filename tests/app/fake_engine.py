@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 import yaml
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, PngImagePlugin
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
@@ -114,7 +114,7 @@ def check(path: Path) -> int:
         text = f"source: {recipe['source']} is no model folder; give a folder in Hub layout."
         problems = [{"level": "error", "where": "source", "text": text, "remedy": {"source": "sd1"}}]
     plan = {
-        "items": len(files), "unused": 0, "steps_per_epoch": len(files), "epochs": 5,
+        "items": len(files), "unused": 0, "steps_per_epoch": len(files), "epochs": 5, "cell": 8,
         "buckets": [{"width": 64, "height": 64, "items": len(files)}],
         "uses": [
             {"name": p.name, "dataset": 0, "kind": "image", "resolution": 64, "bucket": [64, 64],
@@ -162,6 +162,38 @@ def caption(folder: Path, arguments: list[str], pace: float) -> int:
     return 0
 
 
+def mask(arguments: list[str], pace: float) -> int:
+    """The left half of every picture is a person, but for the last picture, where there is none."""
+    path, out = Path(arguments[0]), Path(arguments[arguments.index("--out") + 1])
+    job = Path(arguments[arguments.index("--job") + 1])
+    journal = events.Journal(job / "events.jsonl")
+    journal("started", pid=os.getpid(), born=events.birth(os.getpid()), from_step=0, steps=0, name="masks")
+    names = [p.name for p in sorted(path.iterdir()) if p.suffix == ".png"]
+    if "--only" in arguments:
+        names = Path(arguments[arguments.index("--only") + 1]).read_text().splitlines()
+    out.mkdir(parents=True, exist_ok=True)
+    for done, name in enumerate(names, 1):
+        if take(job, "stop"):
+            journal("stopped")
+            return 0
+        time.sleep(pace * 5)
+        target = out / f"{Path(name).stem}.png"
+        if done < len(names) or done == 1:
+            with Image.open(path / name) as picture:
+                made = Image.new("L", picture.size, 0)
+            made.paste(255, (0, 0, made.width // 2, made.height))
+            told = PngImagePlugin.PngInfo()
+            told.add_text("Software", "tuner mask")
+            if not target.exists():
+                made.save(target, pnginfo=told)
+            journal("mask", item=name)
+        else:
+            journal("note", text=f"No person was found in 1 (first: {name}); no mask was made for these.")
+        journal("phase", name="mask", done=done, of=len(names))
+    journal("finished")
+    return 0
+
+
 def sample(request: Path, folder: Path, pace: float) -> int:
     """Pictures for each contender."""
     asked = yaml.safe_load(request.read_text())
@@ -202,6 +234,8 @@ def main() -> int:
         return examine(Path(rest[0])) if "--data" in rest else check(Path(rest[0]))
     if command == "caption":
         return caption(Path(rest[0]), rest, pace)
+    if command == "mask":
+        return mask(rest, pace)
     if command == "describe":
         return describe()
     if command == "lora":

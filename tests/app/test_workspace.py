@@ -134,7 +134,8 @@ def test_the_draft_survives_a_restart_and_a_torn_file(studio: Studio) -> None:
 def test_html_in_captions_and_names_stays_text(studio: Studio, tmp_path: Path) -> None:
     shown = dataset.view(studio)
     assert all(
-        set(item) == {"id", "kind", "file", "thumb", "caption", "origin", "size", "warn", "badge"}
+        set(item)
+        == {"id", "kind", "file", "thumb", "caption", "origin", "size", "warn", "badge", "mask", "pair", "lacks"}
         for item in shown["items"]
     )
     for script in (Path(dataset.__file__).parents[1] / "parts").glob("*.js"):

@@ -1,0 +1,1 @@
+"""Masks made automatically: people in pictures, by a small network that comes with the studio."""
