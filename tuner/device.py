@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import os
+import sys
 from dataclasses import dataclass
 
+import psutil
 import torch
 
 from .errors import UserError
@@ -48,6 +51,27 @@ def pick() -> Device:
 def free_memory(device: Device) -> int | None:
     """Bytes that are free on the device, None where torch does not say."""
     return torch.cuda.mem_get_info()[0] if device.kind == "cuda" else None
+
+
+def memory(device: Device) -> dict[str, int]:
+    """Bytes in use now ("used"), at most so far ("peak") and in all ("of"): of the accelerator what torch took of it,
+    which is what runs out; else of this process. "peak" is missing where nobody keeps count."""
+    if device.kind == "cuda":
+        total = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
+        return {"used": torch.cuda.memory_reserved(), "peak": torch.cuda.max_memory_reserved(), "of": total}
+    if device.kind == "mps":
+        return {"used": torch.mps.driver_allocated_memory(), "of": torch.mps.recommended_max_memory()}
+    said = {"used": psutil.Process().memory_info().rss, "of": psutil.virtual_memory().total}
+    return {**said, "peak": max(_peak(), said["used"])}
+
+
+def _peak() -> int:
+    """The most that this process ever held, 0 where the system does not say."""
+    if sys.platform == "win32":
+        return psutil.Process().memory_info().peak_wset
+    resource = importlib.import_module("resource")  # not on Windows
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else most * 1024
 
 
 def storage(recipe: Recipe, device: Device) -> torch.dtype:

@@ -49,6 +49,11 @@ class Prepared:
         """Places in the plan of what is trained on."""
         return self.plan.having("train", "regularisation")
 
+    @property
+    def left_out(self) -> int:
+        """How many items no data set trains on, for whatever reason."""
+        return len(np.unique(np.concatenate([r for r, _, why in self.plan.unused if why != "done"] or [[]])))
+
     @cached_property
     def held(self) -> np.ndarray:
         """Places in the plan of what is held for the validation loss."""
@@ -462,7 +467,7 @@ def report(ready: Prepared, everything: bool = False) -> dict[str, Any]:
         "problems": [p.as_dict() for p in ready.problems],
         "plan": {
             "items": len(np.unique(ready.plan.rows)),
-            "unused": len(np.unique(np.concatenate([r for r, _, why in ready.plan.unused if why != "done"] or [[]]))),
+            "unused": ready.left_out,
             "buckets": _buckets(ready),
             "datasets": _shares(ready),
             "steps_per_epoch": per_epoch,

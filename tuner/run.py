@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from filelock import FileLock, Timeout
 
@@ -197,6 +198,7 @@ def train(wanted: Recipe, folder: Path, say: Callable[..., Any], controls: Contr
     for problem in ready.problems:
         if problem.level != "error":
             say(problem.level, where=problem.where, text=problem.text)
+    say("planned", items=len(np.unique(ready.plan.rows)), left_out=ready.left_out)
     _keep(_until(ready.recipe, first), folder)
     provenance.keep(ready, folder)
     job = assemble.build(ready, say)
@@ -247,7 +249,8 @@ class Run:
             began = time.perf_counter()
             said = trainer.step([b.to(trainer.accelerator.device) for b in next(steps)])
             seconds = round(time.perf_counter() - began, 4)
-            self.say("step", step=trainer.index, of=spec.train.steps, seconds=seconds, **said)
+            used = device.memory(self.ready.device)
+            self.say("step", step=trainer.index, of=spec.train.steps, seconds=seconds, **said, memory=used)
             last = trainer.index == spec.train.steps
             if last or trainer.index % spec.save.every == 0 or controls.take("save"):
                 self.save()

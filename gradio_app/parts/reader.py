@@ -40,6 +40,8 @@ class Reader:
     start: dict[str, Any] = field(default_factory=dict)
     last: dict[str, Any] = field(default_factory=dict)
     phase: dict[str, Any] = field(default_factory=dict)
+    planned: dict[str, Any] = field(default_factory=dict)
+    quantised: list[dict[str, Any]] = field(default_factory=list)
     phases: list[str] = field(default_factory=list)
     steps: Steps = field(default_factory=Steps)
     validation: list[dict[str, Any]] = field(default_factory=list)
@@ -200,8 +202,9 @@ class Reader:
         if kind == "started":
             self._forget(int(event.get("from_step", 0)))
             self.start, self.phase, self.phases = event, {}, []
-            self.warnings.clear()
-            self.notes.clear()
+            self.planned = {}
+            for kept in (self.warnings, self.notes, self.quantised):
+                kept.clear()
         elif kind == "phase":
             self.phase = event
             self._enter(str(event["name"]))
@@ -210,11 +213,14 @@ class Reader:
                 self._enter("train")
             if kind == "step":
                 self.steps.take(event)
+            elif kind == "planned":
+                self.planned = event
             kept = {
                 "validation": self.validation,
                 "sample": self.samples,
                 "checkpoint": self.checkpoints,
                 "export": self.exports,
+                "quantised": self.quantised,
                 "warning": self.warnings,
                 "note": self.notes,
             }.get(kind)
@@ -231,6 +237,7 @@ class Reader:
     def _forget(self, step: int) -> None:
         """What an earlier session did after the step from which this one goes on does not count any more."""
         self.steps.forget(step)
+        self.exports.clear()
         for kept in (self.validation, self.samples, self.checkpoints):
             kept[:] = [e for e in kept if e["step"] <= step]
 

@@ -11,6 +11,7 @@ from typing import Any
 import gradio as gr
 import yaml
 
+from ..holdings import size_text
 from ..launcher import STOPPING
 from ..parts import remedies
 from ..parts.eta import Estimate
@@ -31,6 +32,7 @@ SAID = {
 STALL = 240.0
 MOST_STEPS = 1_000_000
 NEW_RUN = "new run: "
+FORMATS = {"diffusers": "diffusers", "comfyui": "ComfyUI", "kohya": "kohya", "lycoris": "LyCORIS"}
 WORK = {"checkpoint": "a save", "validation": "a validation", "sample": "drawing samples", "export": "the export"}
 WHILE_LIVE = (*SAID.values(), STOPPING)
 
@@ -56,16 +58,18 @@ def view(studio: Studio, run: str, said: str = "", nonce: float = 0.0) -> dict[s
             "state": state,
             "numbers": _numbers(seen, ahead),
             "phases": _phases(seen, state),
+            "memory": _memory(seen),
         },
         "curve": seen.curve(),
         "matrix": seen.matrix(),
         "buttons": _buttons(studio, seen, state),
         "download": str(adapter) if adapter else "",
+        "exports": _exports(seen),
         "said": said if said not in WHILE_LIVE or state in LIVE else "",
         "nonce": nonce,
         "facts": _facts(seen),
         "warnings": _short(studio, [*seen.further_errors(), *(str(w.get("text", "")) for w in seen.warnings[-4:])]),
-        "notes": _short(studio, [str(n.get("text", "")) for n in seen.notes[-4:]]),
+        "notes": _short(studio, [str(n.get("text", "")) for n in (*seen.quantised, *seen.notes[-4:])]),
         "log": seen.log(),
         "queue": _queue(studio),
         "extend": extend_form(seen, state),
@@ -411,25 +415,79 @@ def _buttons(studio: Studio, seen: Reader, state: str) -> list[dict[str, Any]]:
 def _facts(seen: Reader) -> list[list[str]]:
     recipe, last = seen.recipe(), seen.steps.last
     facts: list[list[str]] = []
-    if last.get("lr") is not None:
-        facts.append(["Learning rate", f"{last['lr']:.3g}"])
+    facts += _rates(last)
     if last.get("norm") is not None:
         facts.append(["Gradient norm", f"{last['norm']:.3g}"])
     if seen.validation:
         facts.append(["Validation loss", f"{seen.validation[-1]['loss']:.3g}"])
+        levels = seen.validation[-1].get("by_t") or {}
+        facts += [[f"at noise {t}", f"{value:.3g}"] for t, value in levels.items()]
     train = recipe.get("train") or {}
     if seen.steps and train.get("batch"):
         shown = seen.step * int(train["batch"]) * int(train.get("accumulate", 1))
         facts.append(["Pictures seen", f"{shown:,}"])
     if seen.checkpoints:
         facts.append(["Last saved", f"step {seen.checkpoints[-1]['step']}"])
-    facts.append(["Skipped", count(len(seen.warnings), "warning") if seen.warnings else "nothing"])
+    if seen.planned:
+        out = int(seen.planned.get("left_out") or 0)
+        facts.append(["Pictures", f"{int(seen.planned.get('items') or 0):,}" + (f", {out:,} left out" if out else "")])
+    if seen.steps:
+        facts.append(["Steps skipped", "none"])  # a step whose loss is no number ends the run
+    if seen.warnings:
+        facts.append(["Warnings", f"{len(seen.warnings)}"])
     facts += [
         [title, str(seen.start[key])]
         for title, key in (("Device", "device"), ("Precision", "precision"))
         if seen.start.get(key)
     ]
     return facts
+
+
+def _rates(last: dict[str, Any]) -> list[list[str]]:
+    """The learning rate; of each group of parameters where several have their own."""
+    named = {key.removeprefix("lr_"): rate for key, rate in last.items() if key.startswith("lr_")}
+    if last.get("lr") is None:
+        return []
+    if not named:
+        return [["Learning rate", f"{last['lr']:.3g}"]]
+    rates = {"denoiser": last["lr"], **named}
+    return [[f"Learning rate, {name.replace('_', ' ')}", f"{rate:.3g}"] for name, rate in rates.items()]
+
+
+def _memory(seen: Reader) -> dict[str, Any]:
+    """The bar of memory: shares of what there is, and the words beside it; {} while the engine has said nothing."""
+    said = seen.steps.last.get("memory") or {}
+    used, most, whole = (said.get(key) or 0 for key in ("used", "peak", "of"))
+    if not used or not whole:
+        return {}
+    on_cpu = str(seen.start.get("device", "")).lower().startswith("cpu")
+    text = f"{size_text(used)} of {size_text(whole)}" + (f", at most {size_text(most)}" if most else "")
+    return {
+        "title": "Memory of the process" if on_cpu else "GPU memory",
+        "used": round(100 * used / whole, 1),
+        "peak": round(100 * most / whole, 1),
+        "text": text,
+    }
+
+
+def _exports(seen: Reader) -> list[dict[str, Any]]:
+    """The files that came out: where each loads, or what is wrong with it, as the engine found by opening it again."""
+    files = (seen.exports[-1].get("files") or []) if seen.exports else []
+    shown = []
+    for one in files:
+        path = seen.folder / str(one.get("path", ""))
+        problems = [str(text) for text in one.get("problems") or []]
+        readers = [str(name) for name in one.get("loads_in") or []]
+        shown.append(
+            {
+                "file": str(path) if path.is_file() else "",
+                "name": f"{seen.folder.name}-{one.get('format')}{path.suffix}",
+                "format": FORMATS.get(str(one.get("format")), str(one.get("format"))),
+                "loads_in": [] if problems else readers,
+                "problems": problems,
+            }
+        )
+    return shown
 
 
 def _short(studio: Studio, texts: list[str]) -> list[str]:

@@ -52,6 +52,7 @@ def train(folder: Path, recipe: dict, pace: float, first: int) -> int:
         "started", pid=os.getpid(), born=events.birth(os.getpid()), from_step=first, steps=of, name=recipe["name"],
         family=recipe["family"], device="cpu", precision="fp32", hooks=[],
     )  # fmt: skip
+    journal("planned", items=24, left_out=2)
     for name in ("prepare", "cache pictures", "cache text", "load"):
         for done in range(1, 4):
             journal("phase", name=name, done=done, of=3)
@@ -68,10 +69,12 @@ def train(folder: Path, recipe: dict, pace: float, first: int) -> int:
     for step in range(first + 1, of + 1):
         time.sleep(pace)
         loss = 0.2 + 0.6 * math.exp(-4 * step / of) + draw.gauss(0, 0.05)
-        journal("step", step=step, of=of, loss=loss, lr=1e-4, norm=0.5 + draw.random() / 5, seconds=pace)
+        memory = {"used": int(2.1e9 + step), "peak": int(3.4e9), "of": int(8e9)}
+        journal("step", step=step, of=of, loss=loss, lr=1e-4, norm=0.5 + draw.random() / 5, seconds=pace, memory=memory)
         if take(folder, "sample") or step % every == 0 or step == of:
             samples(folder, journal, recipe, step, of)
-            journal("validation", step=step, loss=0.22 + 0.6 * math.exp(-4 * step / of), by_t={})
+            held = 0.22 + 0.6 * math.exp(-4 * step / of)
+            journal("validation", step=step, loss=held, by_t={"0.1": held + 0.1, "0.9": held - 0.1})
         if take(folder, "save") or step % 50 == 0 or step == of:
             (folder / "checkpoints" / f"step-{step:06d}").mkdir(parents=True, exist_ok=True)
             journal("checkpoint", step=step, path=f"checkpoints/step-{step:06d}")
@@ -84,7 +87,15 @@ def train(folder: Path, recipe: dict, pace: float, first: int) -> int:
     out = folder / "export" / "diffusers" / "pytorch_lora_weights.safetensors"
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_bytes(b"not really")
-    journal("export", path=str(out), verified=True)
+    comfy = folder / "export" / "comfyui" / f"{recipe['name']}.safetensors"
+    comfy.parent.mkdir(exist_ok=True)
+    comfy.write_bytes(b"not really")
+    files = [
+        {"path": str(out.relative_to(folder)), "format": "diffusers", "loads_in": ["diffusers"], "problems": []},
+        {"path": str(comfy.relative_to(folder)), "format": "comfyui", "loads_in": [],
+         "problems": ["2 keys are unknown to ComfyUI: <b>x</b>"]},
+    ]  # fmt: skip
+    journal("export", path=files[0]["path"], verified=False, files=files)
     journal("finished", step=of, seconds=of * pace)
     return 0
 

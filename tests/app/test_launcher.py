@@ -45,6 +45,12 @@ def test_start_follow_finish(studio: Studio) -> None:
     assert shown["matrix"]["steps"] == [0, 10, 20, 30]
     assert len(shown["matrix"]["rows"]) == 4
     assert len(shown["curve"]["raw"]) == 30
+    assert [(e["format"], e["loads_in"]) for e in shown["exports"]] == [("diffusers", ["diffusers"]), ("ComfyUI", [])]
+    assert "2 keys are unknown" in shown["exports"][1]["problems"][0] and Path(shown["exports"][1]["file"]).is_file()
+    assert shown["band"]["memory"]["peak"] == 42.5 and "at most 3.4 GB" in shown["band"]["memory"]["text"]
+    facts = dict(shown["facts"])
+    assert facts["Pictures"] == "24, 2 left out" and facts["Learning rate"] == "0.0001" and "Gradient norm" in facts
+    assert {"at noise 0.1", "at noise 0.9", "Validation loss"} <= set(facts)
     assert shown["download"].endswith(".safetensors")
     assert train.next_step(studio, folder.name) == {"text": "Compare", "on": True, "do": "compare"}
 

@@ -14,6 +14,8 @@ import yaml
 from gradio_app.parts.eta import Agenda
 from gradio_app.parts.reader import Reader
 from gradio_app.parts.words import to_the_minute
+from gradio_app.studio import Studio
+from gradio_app.tabs import train
 
 TOOK = {"step": 2.0, "checkpoint": 3.0, "validation": 5.0, "sample": 20.0, "export": 8.0}
 RECIPE = {"save": {"every": 7}, "validate": {"every": 10, "prompts": ["a cat"]}}
@@ -128,3 +130,18 @@ def test_a_long_run_is_read_in_little_memory(tmp_path: Path) -> None:
     assert len(seen.curve()["line"]) <= 180 and seen.steps.rate(7) == 0.0001
     seen.steps.forget(100)
     assert len(seen.steps) == 100 and seen.steps.last["step"] == 100
+
+
+def test_each_group_has_its_learning_rate_and_the_base_says_how_it_is_held(studio: Studio) -> None:
+    """Rates of text encoders beside the denoiser's; the chosen quantisation with its reason; a bar only once told."""
+    folder = studio.workspace.new_run("one")
+    events = list(run(20))[:14]
+    steps = [e for e in events if e["kind"] == "step"]
+    steps[-1] |= {"lr_text": 5e-6}
+    reason = "auto: nf4 is the smallest that trains well, and 11.2 GB are free."
+    events.insert(2, {"at": 1001.0, "kind": "quantised", "part": "transformer", "text": reason})
+    told(folder, events)
+    shown = train.view(studio, folder.name)
+    facts = dict(shown["facts"])
+    assert facts["Learning rate, denoiser"] == "0.0001" and facts["Learning rate, text"] == "5e-06"
+    assert reason in shown["notes"] and shown["band"]["memory"] == {} and shown["exports"] == []

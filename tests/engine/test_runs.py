@@ -100,6 +100,11 @@ def test_a_finished_run_has_the_files_that_were_promised(straight: Path) -> None
     assert samples == [f"step-{s:06d}-00.png" for s in (0, 6, 12, 14)]
     assert len(losses(straight)) == STEPS
     assert len(set(losses(straight).values())) == STEPS
+    told = follow(straight / "events.jsonl")[0]
+    [planned] = [e for e in told if e["kind"] == "planned"]
+    assert planned["items"] > 0 and planned["left_out"] == 0
+    for memory in (e["memory"] for e in told if e["kind"] == "step"):
+        assert 50e6 < memory["used"] <= memory["peak"] < memory["of"]
 
 
 @pytest.mark.long
