@@ -174,7 +174,7 @@ class Api:
         return reader(folder).refresh()
 
     def _status(self, seen: Reader) -> dict[str, Any]:
-        last, held = (seen.steps or [{}])[-1], (seen.validation or [{}])[-1]
+        last, held = seen.steps.last, (seen.validation or [{}])[-1]
         return {
             "run": seen.folder.name,
             "state": seen.state,

@@ -15,8 +15,8 @@ from starlette.middleware import Middleware
 from . import api, space
 from .door import Guard, Place
 from .parts.reader import Reader
-from .parts.widget import quiet, scripts, style, widget
-from .parts.words import duration
+from .parts.widget import SILENT, quiet, scripts, style, widget
+from .parts.words import to_the_minute
 from .studio import Studio, dataset_title
 from .tabs import compare, dataset, help, library, recipe, system, train
 from .theme import theme
@@ -56,6 +56,8 @@ class Page:
 
     session: gr.State
     seen: gr.State
+    told: tuple[gr.State, gr.State]
+    """What Recipe and Compare said last."""
     tabs: gr.Tabs
     frame: gr.HTML
     dataset: tuple[gr.HTML, gr.HTML, gr.Button]
@@ -74,6 +76,7 @@ def build(studio: Studio) -> gr.Blocks:
     studio.queue.watch()
     with gr.Blocks(title="Tuner", analytics_enabled=False, fill_width=True, delete_cache=DAY) as blocks:
         session, seen = gr.State({"run": "", "said": "", "nonce": 0.0}), gr.State({})
+        told = (gr.State(SILENT), gr.State(SILENT))
         frame = widget("frame", frame_view(studio), "frame", ("openjob",))
         if space.space_id():
             gr.LoginButton(size="sm", elem_id="login")
@@ -83,13 +86,13 @@ def build(studio: Studio) -> gr.Blocks:
             with gr.Tab("Dataset", id="dataset") as dataset_tab:
                 data = dataset.build(studio)
             with gr.Tab("Recipe", id="recipe") as recipe_tab:
-                form = recipe.build(studio)
+                form = recipe.build(studio, told[0])
             with gr.Tab("Train", id="train"):
                 live = train.build(studio, session)
             with gr.Tab("Compare", id="compare") as compare_tab:
-                board = compare.build(studio)
+                board = compare.build(studio, told[1])
             _further(studio, session, tabs)
-        page = Page(session, seen, tabs, frame, data, form, live, board)
+        page = Page(session, seen, told, tabs, frame, data, form, live, board)
         _clock(studio, blocks, page)
         _buttons(studio, page)
         for tab, screen, parts in (
@@ -132,7 +135,11 @@ def _clock(studio: Studio, blocks: gr.Blocks, page: Page) -> None:
     outputs = [page.seen, page.frame, *page.recipe[:2], page.train[0], page.train[2], *page.compare[:2]]
     blocks.load(on_load, None, [page.session, page.seen, page.tabs, *page.dataset[:2]], **quiet())
     gr.Timer(1.0).tick(
-        partial(tick, studio), [page.session, page.seen], outputs, concurrency_limit=None, **quiet(trigger_mode="once")
+        partial(tick, studio),
+        [page.session, page.seen, *page.told],
+        outputs,
+        concurrency_limit=None,
+        **quiet(trigger_mode="once"),
     )
 
 
@@ -145,8 +152,8 @@ def _buttons(studio: Studio, page: Page) -> None:
         if not run:
             gr.Warning(obstacle, duration=8)
             return known, gr.Tabs(selected="recipe"), recipe.view(studio), gr.skip(), ready
-        known = {**known, "run": run, "said": ""}
-        return known, gr.Tabs(selected="train"), gr.skip(), train.view(studio, run), ready
+        known = train.chosen(known, run)
+        return known, gr.Tabs(selected="train"), gr.skip(), train.shown(studio, known), ready
 
     def on_next(known: dict[str, Any]) -> tuple[Any, ...]:
         step = train.next_step(studio, pick_run(studio, known["run"]))["do"]
@@ -156,8 +163,8 @@ def _buttons(studio: Studio, page: Page) -> None:
 
     def on_job(known: dict[str, Any]) -> tuple[Any, Any]:
         running = studio.running()
-        run = running.folder.name if running else known["run"]
-        return {**known, "run": run}, train.view(studio, run)
+        known = train.chosen(known, running.folder.name if running else known["run"])
+        return known, train.shown(studio, known)
 
     def checking() -> gr.Button:
         return gr.Button("Checking …", interactive=False)
@@ -172,10 +179,17 @@ def _buttons(studio: Studio, page: Page) -> None:
     page.frame.openjob(on_job, [page.session], [page.session, page.train[0]], **quiet())
 
 
-def tick(studio: Studio, known: dict[str, Any], seen: dict[str, str]) -> tuple[Any, ...]:
+def tick(
+    studio: Studio,
+    known: dict[str, Any],
+    seen: dict[str, str],
+    recipe_said: dict[str, Any] = SILENT,
+    compare_said: dict[str, Any] = SILENT,
+) -> tuple[Any, ...]:
     """Once a second: send what changed since this browser saw it last, skip the rest.
 
-    It writes only `seen`: what the user chose meanwhile is never overwritten by a late tick.
+    It writes only `seen`: what the user chose meanwhile is never overwritten by a late tick. A notice counts as a
+    change, so that it is sent again if a late view overtook it.
     """
     run = known.get("run") or pick_run(studio, "")
     head = frame_view(studio)
@@ -183,9 +197,11 @@ def tick(studio: Studio, known: dict[str, Any], seen: dict[str, str]) -> tuple[A
     findings = recipe.findings(studio, draft)
     stamps = {
         "frame": digest(head),
-        "recipe": digest([findings, bool(studio.catalog.get()["families"]), draft.raw, draft.dataset]),
+        "recipe": digest(
+            [findings, bool(studio.catalog.get()["families"]), draft.raw, draft.dataset, recipe_said["at"]]
+        ),
         "train": digest([train.stamp(studio, run), known.get("nonce")]),
-        "compare": digest(compare.stamp(studio)),
+        "compare": digest([compare.stamp(studio), compare_said["at"]]),
     }
     new = {name for name, mark in stamps.items() if seen.get(name) != mark}
     if not new:
@@ -194,11 +210,11 @@ def tick(studio: Studio, known: dict[str, Any], seen: dict[str, str]) -> tuple[A
     return (
         stamps,
         head if "frame" in new else gr.skip(),
-        recipe.view(studio) if "recipe" in new else gr.skip(),
+        recipe.view(studio, recipe_said) if "recipe" in new else gr.skip(),
         recipe.plan_line(studio) if "recipe" in new else gr.skip(),
-        train.view(studio, run, known.get("said", ""), known.get("nonce", 0.0)) if "train" in new else gr.skip(),
+        train.shown(studio, {**known, "run": run}) if "train" in new else gr.skip(),
         gr.Button(step["text"], interactive=step["on"]) if "train" in new else gr.skip(),
-        compare.view(studio) if "compare" in new else gr.skip(),
+        compare.view(studio, compare_said) if "compare" in new else gr.skip(),
         compare.plan_line(studio) if "compare" in new else gr.skip(),
     )
 
@@ -262,5 +278,5 @@ def digest(value: Any) -> str:
 def _job(running: Reader) -> dict[str, Any]:
     percent = round(100 * running.step / max(1, running.of))
     left = running.remaining()
-    text = f"{percent} %" + (f" · {duration(left)} left" if left is not None else "")
+    text = f"{percent} %" + (f" · {to_the_minute(left)} left" if left is not None else "")
     return {"run": running.folder.name, "percent": percent, "text": text if running.step else "starting"}

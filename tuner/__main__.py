@@ -113,12 +113,17 @@ def _others(command: Command) -> None:
     sub = command("sample", sample, "Draw pictures with a base model and adapters side by side.")
     sub.add_argument("request", type=Path, help="a request file (YAML)")
     sub.add_argument("--out", type=Path, required=True, help="folder for the pictures")
-    sub = command("export", export, "Write the adapter of a run or checkpoint again, and check that it loads.")
-    sub.add_argument("path", type=Path, help="a run folder (its newest checkpoint), or one of its checkpoints")
+    sub = command("export", export, "Write an adapter again for other programs, and check that it loads.")
+    sub.add_argument(
+        "path", type=Path, help="a run folder (its newest checkpoint), one of its checkpoints, or an adapter file"
+    )
     sub.add_argument("--formats", help="diffusers, comfyui, kohya, lycoris, with commas (default: as the recipe says)")
     sub.add_argument("--precision", choices=("fp32", "bf16", "fp16"), help="number format of the file")
     sub.add_argument("--metadata", choices=("full", "share", "minimal"), help="what the file tells of the training")
-    sub.add_argument("--out", type=Path, help="folder (default: RUN/export, or RUN/export/step-000050)")
+    sub.add_argument("--out", type=Path, help="folder (default: RUN/export, RUN/export/step-000050, or FILE-export)")
+    sub.add_argument("--family", default="", help="of an adapter file: its family, where the file does not tell")
+    sub.add_argument("--model", default="", help="of an adapter file: its base, needed for DoRA, OFT and the like")
+    sub.add_argument("--job", type=Path, help="folder of a journal (default: none)")
     sub = command("lora", toolbox.run, "Inspect, convert, merge, resize, extract and bake adapter files.")
     toolbox.add(sub)
     sub = command("publish", publish, "Send an adapter with a card and its samples to the Hugging Face Hub.")
@@ -129,6 +134,7 @@ def _others(command: Command) -> None:
     seen.add_argument("--public", dest="private", action="store_false", help="for everyone")
     sub.add_argument("--message", default="Upload with Tuner", help="what the history of the repository says")
     sub.add_argument("--update", action="store_true", help="send into a repository that exists already")
+    sub.add_argument("--files", type=Path, metavar="FOLDER", help="what `export --out` wrote, in place of RUN/export")
     sub.add_argument("--dry-run", action="store_true", help="list what would be sent, and send nothing")
     sub.add_argument("--job", type=Path, help="folder of the journal (default: a new one in the workspace)")
     sub = command("describe", describe, "List families, techniques and settings.")
@@ -217,13 +223,17 @@ def export(arguments: argparse.Namespace) -> int:
     if unknown := set(formats) - set(get_args(recipe.Format)):
         raise UserError(f"--formats has {', '.join(sorted(unknown))}; choose of {', '.join(get_args(recipe.Format))}.")
     save = {k: v for k, v in (("precision", arguments.precision), ("metadata", arguments.metadata)) if v}
-    return importlib.import_module("tuner.jobs").export(arguments.path, formats, save, arguments.out)
+    job = importlib.import_module("tuner.jobs")
+    wanted = job.Export(arguments.path, tuple(formats), save, arguments.out, arguments.family, arguments.model)
+    return job.export(wanted, arguments.job)
 
 
 def publish(arguments: argparse.Namespace) -> int:
     """See the command's help."""
     job = importlib.import_module("tuner.publish")
-    wanted = job.Request(arguments.path, arguments.repo, arguments.private, arguments.message, arguments.update)
+    wanted = job.Request(
+        arguments.path, arguments.repo, arguments.private, arguments.message, arguments.update, arguments.files
+    )
     return job.main(wanted, arguments.job, arguments.dry_run)
 
 

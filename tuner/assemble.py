@@ -82,7 +82,8 @@ def load_trainer(ready: Prepared, dtype: torch.dtype, say: Say = lambda *_, **__
     parts = family.load(ready.source, (family.denoiser,), dtype)
     torch.manual_seed(mix(recipe.train.seed, "adapter"))
     place = quantise.Place(recipe.memory.quantise, dtype, accelerator.device)
-    with quantise.base(family, parts, place, recipe.memory.quantise_skip, say):
+    copied = getattr(recipe.adapter, "form", None) == "branch"  # from plain weights, so that they are rounded behind it
+    with quantise.base(family, parts, place, recipe.memory.quantise_skip, say, late=copied):
         adapter = adapters.build(recipe.adapter, family, parts)
         adapters.begin(adapter, recipe.adapter, family, ready.source)
     inner, tell, groups = adapter, None, []

@@ -40,6 +40,7 @@ def _family(cls: type[Family]) -> dict[str, Any]:
         "encoders": cls.encoders,
         "trains_text": list(cls.trainable_text),
         "formats": _formats(cls),
+        "no_formats": {f: why for f in ("comfyui", "kohya") if (why := export.refused(cls.names, f))},
         "options": cls.Options.model_json_schema(),
     }
 

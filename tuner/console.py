@@ -57,8 +57,7 @@ def sentence(event: dict[str, Any]) -> str:
     """One plain line for an event, "" for those that need none."""
     kind = event["kind"]
     if kind == "started":
-        verb = f"goes on at step {event['from_step']}" if event.get("from_step") else "starts"
-        return f"{event['name']} {verb}: {event['family']} on {event['device']}, {event['precision']}."
+        return _started(event)
     if kind in ("warning", "note"):
         return f"{kind.capitalize()}: {event['text']}"
     if kind in ("cache", "quantised", "extended"):
@@ -77,6 +76,14 @@ def sentence(event: dict[str, Any]) -> str:
     if kind == "finished":
         return f"Finished in {event['seconds']:.0f} s: {event['folder']}"
     return ""
+
+
+def _started(event: dict[str, Any]) -> str:
+    """What trains or draws, and on what; jobs without a model only have a name, which their user just typed."""
+    if "family" not in event:
+        return ""
+    verb = f"goes on at step {event['from_step']}" if event.get("from_step") else "starts"
+    return f"{event['name']} {verb}: {event['family']} on {event['device']}, {event['precision']}."
 
 
 def _written(file: dict[str, Any]) -> str:

@@ -38,15 +38,19 @@ class Journal:
         self._file.close()
 
 
-def follow(path: Path, offset: int = 0) -> tuple[list[dict[str, Any]], int]:
+def follow(path: Path, offset: int = 0, most: int = -1) -> tuple[list[dict[str, Any]], int]:
     """Whole events after the byte `offset`, and the new offset. A torn last line waits for its end.
+
+    most: look at about so many bytes only; a longer line is read to its end.
 
     A line that is not JSON (torn by a kill, then closed off) is returned as a `warning` event, never dropped.
     """
     try:
         with path.open("rb") as file:
             file.seek(offset)
-            data = file.read()
+            data = file.read(most)
+            if most >= 0 and b"\n" not in data:
+                data += file.readline()
     except FileNotFoundError:
         return [], offset
     end = data.rfind(b"\n") + 1

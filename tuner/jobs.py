@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from . import assemble, checkpoint, compare, device, prepare, provenance, recipe
+from .adapter import Written
 from .console import Console
 from .data import fill
 from .data.cache import Cache
 from .errors import UserError, stop_on_errors
+from .events import birth
+from .export import Wish
 from .home import cache_folder
 from .progress import progress
 from .recipe import Recipe
-from .run import told, watched
+from .run import Controls, told, watched
+from .toolbox import export as toolbox
+
+Say = Callable[..., Any]
 
 
 def sample(request: Path, folder: Path) -> int:
@@ -26,33 +35,89 @@ def sample(request: Path, folder: Path) -> int:
     return watched(folder, lambda say, controls: compare.draw(wanted, folder, say, controls))
 
 
-def export(path: Path, formats: list[str], save: dict[str, str], out: Path | None) -> int:
-    """Write the adapter of a run or of one of its checkpoints again, checked; returns the exit code.
+@dataclass(frozen=True)
+class Export:
+    """What `tuner export` is asked for. path: a run, one of its checkpoints, or an adapter file.
 
-    formats: none for those of the recipe. save: precision and metadata, where they are not the recipe's.
+    formats: none for those of the recipe, of a file for all that its family has. save: precision and metadata, where
+    they are not the recipe's or the file's own. family, model: of a file's base, where the file does not tell.
     """
-    run, chosen = _checkpoint(path)
-    wanted = recipe.load(run / "recipe.yaml")
-    asked = {**wanted.save.model_dump(), **save, **({"formats": formats} if formats else {})}
-    change = {"save": recipe.SaveSpec.model_validate(asked), "memory": recipe.MemorySpec()}
-    ready = prepare.without_data(wanted.model_copy(update=change))
-    stop_on_errors(prepare.formats(ready))
+
+    path: Path
+    formats: tuple[str, ...] = ()
+    save: dict[str, str] = field(default_factory=dict)
+    out: Path | None = None
+    family: str = ""
+    model: str = ""
+
+
+def export(asked: Export, job: Path | None = None) -> int:
+    """Write an adapter again, checked; returns the exit code: 1 where a file does not load as it was trained.
+
+    job: a folder for the journal of this, for whoever watches.
+    """
+    if job is not None:
+        return _journalled(asked, job)
     console = Console()
-    trainer = assemble.load_trainer(ready, device.storage(ready.recipe, ready.device))
-    weights, state = checkpoint.load(chosen)
-    trainer.adapter.load_state_dict(weights)
-    trainer.stack.load_state_dict(state["extensions"])
-    target = out or (run / "export" if path == run else run / "export" / chosen.name)
 
     def say(kind: str, **fields: Any) -> None:
         console({"kind": kind, **fields})
 
+    verified = _written(asked, say)
+    console.close()
+    return 0 if verified else 1
+
+
+def _journalled(asked: Export, job: Path) -> int:
+    try:
+        job.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"The folder {job} cannot be made ({error.strerror}); choose another with --job.") from None
+
+    def work(say: Say, controls: Controls) -> str:
+        say("started", pid=os.getpid(), born=birth(os.getpid()), from_step=0, steps=0, name="export")
+        say("phase", name="export", done=0, of=0)
+        _written(asked, say)
+        return "finished"
+
+    return watched(job, work)
+
+
+def _written(asked: Export, say: Say) -> bool:
+    """Write the files and tell of them; whether all are as they should be."""
+    if asked.path.is_file():
+        target = asked.out or asked.path.with_name(f"{asked.path.stem}-export")
+        files = _of_file(asked, target, say)
+    else:
+        files, target = _of_run(asked, say)
+    event = told(files, target)
+    say("export", **event)
+    return bool(event["verified"])
+
+
+def _of_file(asked: Export, target: Path, say: Say) -> list[Written]:
+    def tell(text: str) -> None:
+        say("note", where="", text=text)
+
+    wish = Wish(asked.path.stem, asked.formats, metadata=asked.save.get("metadata", "full"), tell=tell)
+    return toolbox.files(asked.path, target, wish, asked.save.get("precision", ""), (asked.family, asked.model), tell)
+
+
+def _of_run(asked: Export, say: Say) -> tuple[list[Written], Path]:
+    run, chosen = _checkpoint(asked.path)
+    wanted = recipe.load(run / "recipe.yaml")
+    save = {**wanted.save.model_dump(), **asked.save, **({"formats": list(asked.formats)} if asked.formats else {})}
+    change = {"save": recipe.SaveSpec.model_validate(save), "memory": recipe.MemorySpec()}
+    ready = prepare.without_data(wanted.model_copy(update=change))
+    stop_on_errors(prepare.formats(ready))
+    trainer = assemble.load_trainer(ready, device.storage(ready.recipe, ready.device))
+    weights, state = checkpoint.load(chosen)
+    trainer.adapter.load_state_dict(weights)
+    trainer.stack.load_state_dict(state["extensions"])
+    target = asked.out or (run / "export" if asked.path == run else run / "export" / chosen.name)
     facts = provenance.known(run, ready.recipe, ready.family) | {"ss_steps": str(checkpoint.step_of(chosen))}
     with trainer.stack.sampling():
-        files = assemble.write(trainer, ready, target, facts, say)
-    say("export", **told(files, target))
-    console.close()
-    return 1 if any(f.problems for f in files) else 0
+        return assemble.write(trainer, ready, target, facts, say), target
 
 
 def _checkpoint(path: Path) -> tuple[Path, Path]:

@@ -38,13 +38,17 @@ Say = Callable[..., Any]
 
 @dataclass(frozen=True)
 class Request:
-    """What is asked for. update: send into a repository that exists; its visibility stays as it is."""
+    """What is asked for. update: send into a repository that exists; its visibility stays as it is.
+
+    files: a folder of exported files that are sent in place of the run's own; none for those.
+    """
 
     path: Path
     repo: str
     private: bool = True
     message: str = "Upload with Tuner"
     update: bool = False
+    files: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -100,6 +104,8 @@ def _sensible(request: Request) -> None:
         raise UserError(f"--repo is {request.repo!r}; write it as owner/name, in letters, digits, dots and dashes.")
     if not request.path.is_dir():
         raise UserError(f"{request.path} is no folder; give a run's folder, or one that holds an adapter.")
+    if request.files is not None and (request.files.name != "export" or not request.files.is_dir()):
+        raise UserError(f"--files is {request.files}; give a folder `export` that `tuner export --out` wrote.")
 
 
 def _new_folder(path: Path) -> Path:
@@ -111,11 +117,12 @@ def _new_folder(path: Path) -> Path:
 def pack(request: Request, folder: Path) -> Parcel:
     """Lay card and clean samples into `folder`/parcel and list all that is sent. Raises `UserError`."""
     recipe, path = _recipe(request.path), request.path
-    exported = path / "export" if (path / "recipe.yaml").is_file() else path
+    exported = request.files or (path / "export" if (path / "recipe.yaml").is_file() else path)
     parts = _weights(exported, folder / "parcel")
     if not any(part.path.suffix == ".safetensors" for part in parts):
         raise UserError(f"{path} has no exported adapter to publish; let the run finish, or stop and save it first.")
-    shown = _samples(path, folder / "parcel") if recipe else []
+    step = _stated_step(parts) if request.files else _step(path)
+    shown = _samples(path, folder / "parcel", step) if recipe else []
     base = card.base_of(recipe, _sources(recipe))
     notes = []
     if not recipe:
@@ -124,7 +131,7 @@ def pack(request: Request, folder: Path) -> Parcel:
         notes.append("The base model is a folder of this machine, so the card cannot name it; add it on the Hub.")
     weights = next((part.name for part in parts if "/" not in part.name and part.name.endswith(".safetensors")), "")
     told = card.Facts(
-        request.repo, recipe, base, weights, _step(path), _items(path),
+        request.repo, recipe, base, weights, step, _items(path),
         tuple((prompt, part.name) for prompt, part in shown),
     )  # fmt: skip
     text = card.write(told)
@@ -185,18 +192,37 @@ def _without_paths(path: Path, clean: Path) -> Path:
 
 def _no_paths(path: Path) -> None:
     """Refuse an adapter whose header tells folders of this machine. Other damage is none of this check's business."""
-    with path.open("rb") as file:
-        start = file.read(8)
-        length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
-        header = file.read(length) if length <= HEADER else b""
+    header = _header(path)
     for private in (str(home()), str(Path.home())):
         if len(private) > 1 and (private + "/").encode() in header:
             raise UserError(f"{path.name} names a folder of this machine in its header; export it again with Tuner.")
 
 
-def _samples(run: Path, parcel: Path) -> list[tuple[str, Part]]:
-    """What was drawn last, written anew so that nothing but the picture or sound itself is in the file."""
+def _header(path: Path) -> bytes:
+    """The header of a .safetensors file; empty for what is none."""
+    with path.open("rb") as file:
+        start = file.read(8)
+        length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
+        return file.read(length) if length <= HEADER else b""
+
+
+def _stated_step(parts: list[Part]) -> int:
+    """The step that exported files state in their header, 0 where none does."""
+    for part in parts:
+        if part.path.suffix == ".safetensors":
+            try:
+                stated = json.loads(_header(part.path))["__metadata__"]["ss_steps"]
+            except (ValueError, KeyError, TypeError):
+                continue
+            if str(stated).isdigit():
+                return int(stated)
+    return 0
+
+
+def _samples(run: Path, parcel: Path, step: int) -> list[tuple[str, Part]]:
+    """What was drawn last up to a step, written anew so that nothing but the picture or sound itself is in the file."""
     events = [e for e in follow(run / "events.jsonl")[0] if e["kind"] == "sample" and e.get("files")]
+    events = [e for e in events if not step or int(e.get("step") or 0) <= step]
     made: list[tuple[str, Part]] = []
     for entry in (events[-1]["files"] if events else [])[:MOST_SAMPLES]:
         path = run / str(entry["file"])

@@ -116,32 +116,33 @@ def _nf4_bytes(rows: int, columns: int, plain: int) -> float:
     return rows * columns / 2 + blocks + 4 * -(-blocks // 256) + 4 * (16 + 256 + 1)
 
 
-LYCORIS = frozenset({"lora", "lycoris"})
+OURS = frozenset({"lora", "lycoris", "controlnet"})
+"""Adapters that do not depend on how torchao's tensors are made."""
 METHODS: dict[str, Method] = {
     "int8": Method(
         "optimum-quanto", "optimum.quanto", "8-bit integers, a scale per row",
-        "it works on every device and is closest to the original", _scaled, _quanto("qint8"), LYCORIS,
+        "it works on every device and is closest to the original", _scaled, _quanto("qint8"), OURS,
     ),
     "int4": Method(
         "optimum-quanto", "optimum.quanto", "4-bit integers, a scale per 128 weights",
-        "it is the smallest without bitsandbytes", _int4_bytes, _quanto("qint4"), LYCORIS,
+        "it is the smallest without bitsandbytes", _int4_bytes, _quanto("qint4"), OURS,
     ),
     "fp8_quanto": Method(
         "optimum-quanto", "optimum.quanto", "8-bit floats (e4m3), a scale per row",
-        "weights of very different size keep their digits", _scaled, _quanto("qfloat8_e4m3fn"), LYCORIS,
+        "weights of very different size keep their digits", _scaled, _quanto("qfloat8_e4m3fn"), OURS,
     ),
     "int8_bnb": Method(
         "bitsandbytes", "bitsandbytes", "8-bit integers, a scale per row, multiplied as integers",
         "its products are fast on large CUDA devices", lambda rows, columns, _: rows * columns + 4 * rows, _int8_bnb,
-        LYCORIS,
+        OURS,
     ),
     "nf4": Method(
         "bitsandbytes", "bitsandbytes", "4-bit normal floats with scales in 8 bits (QLoRA)",
-        "it is the smallest that trains well", _nf4_bytes, _nf4, LYCORIS,
+        "it is the smallest that trains well", _nf4_bytes, _nf4, OURS,
     ),
     "fp8": Method(
         "diffusers", "diffusers", "8-bit floats (e4m3) without scales, cast layer by layer for computing",
-        "it needs no further library and no kernels", lambda rows, columns, _: rows * columns, None, LYCORIS,
+        "it needs no further library and no kernels", lambda rows, columns, _: rows * columns, None, OURS,
     ),
     "int8_torchao": Method(
         "torchao", "torchao", "8-bit integers, a scale per row",
@@ -312,8 +313,9 @@ def base(
 ) -> Iterator[None]:
     """Quantise the denoiser of `parts` around the attaching of its adapter, and tell `say` what was done.
 
-    skip: endings of layers that keep their precision. late: only behind the attaching, for a pipeline's own loader of
-    adapters, which looks for plain weights; good for drawing, but peft then takes the layers for plain ones.
+    skip: endings of layers that keep their precision. late: only behind the attaching, for what needs plain weights: a
+    ControlNet that copies them, and a pipeline's own loader of adapters (good for drawing, but peft then takes the
+    layers for plain ones).
     """
     if place.method == "none":
         yield

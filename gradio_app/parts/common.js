@@ -237,5 +237,11 @@ window.Tuner = window.Tuner || {};
     return h("div", { class: "t-wipe-box" }, pane, range);
   };
 
-  Object.assign(window.Tuner, { h, s, file, icon, slots, widget, go, url, marks, dark, modal, named, wipe });
+  // A notice stays until a newer one comes: a view that was made before it may arrive after it.
+  const newest = () => {
+    let last = { at: -1 };
+    return (told) => (last = told && told.at >= last.at ? told : last);
+  };
+
+  Object.assign(window.Tuner, { newest, h, s, file, icon, slots, widget, go, url, marks, dark, modal, named, wipe });
 })();

@@ -1,7 +1,8 @@
 // Base and adapters side by side: choose contenders and prompts, then any two pictures under a wipe.
 Tuner.compare = (element, trigger, props, watch, upload) =>
   Tuner.widget(element, props, watch, (root) => {
-    const { h, icon, slots, file, named, wipe } = Tuner;
+    const { h, icon, slots, file, named, wipe, newest } = Tuner;
+    const told = newest();
     const SAY = {
       picture: "Drag, or use the arrow keys.",
       video: "Both play together.",
@@ -409,7 +410,7 @@ Tuner.compare = (element, trigger, props, watch, upload) =>
       );
       framesField.hidden = fresh.modality !== "video";
       secondsField.hidden = fresh.modality !== "audio";
-      part.draw("said", fresh.said, (text) => text && h("p", { class: "t-said t-bad", role: "alert" }, text));
+      part.draw("said", told(fresh.told).text, (text) => text && h("p", { class: "t-said t-bad", role: "alert" }, text));
       part.draw("slots", fresh.slots, (all) => all.map(slot));
       part.draw("history", [fresh.history, fresh.shown], history);
       current = fresh.blind;

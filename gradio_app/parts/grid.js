@@ -1,7 +1,8 @@
 // The data set as cards: pictures with captions edited in place, uploads by drop or button.
 Tuner.grid = (element, trigger, props, watch, upload) =>
   Tuner.widget(element, props, watch, (root) => {
-    const { h, icon, slots, file } = Tuner;
+    const { h, icon, slots, file, newest } = Tuner;
+    const told = newest();
     const ORIGIN = { you: "Written by you", auto: "Written automatically", imported: "Came with the files" };
     const part = slots();
     let found = new Set();
@@ -588,9 +589,10 @@ Tuner.grid = (element, trigger, props, watch, upload) =>
         ),
         h("button", { class: "t-button", type: "button", onclick: from_folder }, "Folder"),
       ]);
-      if (!value.keep) part.draw(
+      const said = told(value.told);
+      part.draw(
         "note",
-        [value.note, value.undo],
+        [said.note || "", said.undo || []],
         ([note, undo]) =>
           (note || undo.length > 0) &&
           h(

@@ -19,6 +19,17 @@ def smooth(points: Sequence[Point], share: float = 0.04) -> list[Point]:
     return line
 
 
+def means(points: Sequence[Point], most: int) -> list[Point]:
+    """At most `most` points, each the mean of a stretch, so that very long runs are smoothed as fast as short ones."""
+    if len(points) <= most:
+        return list(points)
+    out = []
+    for i in range(most):
+        part = points[i * len(points) // most : (i + 1) * len(points) // most]
+        out.append((part[-1][0], sum(y for _, y in part) / len(part)))
+    return out
+
+
 def thin(points: Sequence[Point], most: int) -> list[Point]:
     """At most `most` points; of each stretch the lowest and the highest stay, so that spikes are seen."""
     if len(points) <= most:

@@ -6,14 +6,18 @@ import json
 import statistics
 import threading
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from tuner import events
 
-from . import loss
+from . import eta, loss
+from .history import Steps
 
 PHASES = {
     "prepare": "Prepare",
@@ -23,6 +27,7 @@ PHASES = {
     "train": "Train",
     "export": "Save adapter",
 }
+CHUNK = 250_000
 
 
 @dataclass
@@ -36,26 +41,32 @@ class Reader:
     last: dict[str, Any] = field(default_factory=dict)
     phase: dict[str, Any] = field(default_factory=dict)
     phases: list[str] = field(default_factory=list)
-    steps: list[dict[str, Any]] = field(default_factory=list)
+    steps: Steps = field(default_factory=Steps)
     validation: list[dict[str, Any]] = field(default_factory=list)
     samples: list[dict[str, Any]] = field(default_factory=list)
     checkpoints: list[dict[str, Any]] = field(default_factory=list)
     exports: list[dict[str, Any]] = field(default_factory=list)
     warnings: list[dict[str, Any]] = field(default_factory=list)
     notes: list[dict[str, Any]] = field(default_factory=list)
+    pace: eta.Pace = field(default_factory=eta.Pace)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def refresh(self) -> Reader:
         """Read the new whole lines of the journal."""
         with self.lock:
             journal = self.folder / "events.jsonl"
-            if journal.exists() and journal.stat().st_size < self.offset:
+            size = _size(journal)
+            if size < self.offset:
                 self.offset = self.seen = 0
+                self.pace = eta.Pace()
                 self._forget(-1)
-            found, self.offset = events.follow(journal, self.offset)
-            for event in found:
-                self._take(event)
-            self.seen += len(found)
+            before = -1
+            while before < self.offset < size:
+                before = self.offset
+                found, self.offset = events.follow(journal, before, CHUNK)
+                for event in found:
+                    self._take(event)
+                self.seen += len(found)
         return self
 
     @property
@@ -82,7 +93,7 @@ class Reader:
     @property
     def step(self) -> int:
         """The last finished step."""
-        return int(self.steps[-1]["step"]) if self.steps else int(self.start.get("from_step", 0))
+        return self.steps.numbers[-1] if self.steps else int(self.start.get("from_step", 0))
 
     @property
     def of(self) -> int:
@@ -97,16 +108,27 @@ class Reader:
 
     def seconds_per_step(self) -> float | None:
         """The median of the last steps."""
-        recent = [float(e["seconds"]) for e in self.steps[-40:] if e.get("seconds")]
+        recent = self.steps.seconds()
         return statistics.median(recent) if recent else None
 
+    def estimate(self, elsewhere: Mapping[str, float] | None = None, now: float | None = None) -> eta.Estimate:
+        """What is still to come at `now`, with samples, validation and saves. elsewhere: what kinds of work took in
+        earlier runs, for those that this one has not done yet."""
+        agenda = eta.Agenda(self.recipe())
+        kept = {"checkpoint": self.checkpoints, "validation": self.validation, "sample": self.samples}
+        done = {kind: int(said[-1]["step"]) for kind, said in kept.items() if said}
+        following = "export" if self.phase.get("name") == "export" else agenda.following(self.step, self.of, done)
+        elapsed = (time.time() if now is None else now) - self.pace.at
+        return eta.left(agenda.counts(self.step, self.of, done), self.pace, elsewhere or {}, following, elapsed)
+
     def remaining(self) -> float | None:
-        """Seconds to the end at the pace of this session so far, samples and saves included."""
-        session = [e for e in self.steps if e["at"] >= self.start.get("at", 0.0)]
-        if len(session) < 3 or session[-1]["step"] == session[0]["step"]:
-            return None
-        pace = (session[-1]["at"] - session[0]["at"]) / (session[-1]["step"] - session[0]["step"])
-        return max(0.0, pace * (self.of - self.step))
+        """Seconds to the end, as far as they can be known; see `estimate`."""
+        return self.estimate().seconds
+
+    def recipe(self) -> dict[str, Any]:
+        """The recipe of the run, {} where it cannot be read. It is not to be changed."""
+        path = self.folder / "recipe.yaml"
+        return _yaml(path, *_mark(path))
 
     def error(self) -> str:
         """What went wrong, in one plain sentence."""
@@ -138,9 +160,9 @@ class Reader:
 
     def curve(self) -> dict[str, Any]:
         """Points to draw, at most 500 in all series together."""
-        raw = [(int(e["step"]), float(e["loss"])) for e in self.steps if e.get("loss") == e.get("loss")]
+        raw = self.steps.losses()
         round4 = [[x, round(y, 5)] for x, y in loss.thin(raw, 240)]
-        line = [[x, round(y, 5)] for x, y in loss.every(loss.smooth(raw), 180)]
+        line = [[x, round(y, 5)] for x, y in loss.every(loss.smooth(loss.means(raw, 4000)), 180)]
         held = [(int(e["step"]), float(e["loss"])) for e in self.validation if e.get("loss") is not None]
         marks = [{"step": e["step"], "kind": "save"} for e in self.checkpoints[-40:]]
         return {
@@ -168,14 +190,13 @@ class Reader:
         return files[0] if files else None
 
     def _record(self) -> dict[str, Any] | None:
-        try:
-            return json.loads((self.folder / "launched.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return None
+        path = self.folder / "launched.json"
+        return _json(path, *_mark(path))
 
     def _take(self, event: dict[str, Any]) -> None:
         kind = event["kind"]
         self.last = event
+        self.pace.take(event)
         if kind == "started":
             self._forget(int(event.get("from_step", 0)))
             self.start, self.phase, self.phases = event, {}, []
@@ -187,8 +208,9 @@ class Reader:
         else:
             if kind in ("step", "sample", "validation") and self.phase.get("name") != "export":
                 self._enter("train")
+            if kind == "step":
+                self.steps.take(event)
             kept = {
-                "step": self.steps,
                 "validation": self.validation,
                 "sample": self.samples,
                 "checkpoint": self.checkpoints,
@@ -208,8 +230,38 @@ class Reader:
 
     def _forget(self, step: int) -> None:
         """What an earlier session did after the step from which this one goes on does not count any more."""
-        for kept in (self.steps, self.validation, self.samples, self.checkpoints):
+        self.steps.forget(step)
+        for kept in (self.validation, self.samples, self.checkpoints):
             kept[:] = [e for e in kept if e["step"] <= step]
+
+
+def _mark(path: Path) -> tuple[int, int]:
+    """Changes when a file does; (0, -1) for one that is not there."""
+    try:
+        found = path.stat()
+    except OSError:
+        return 0, -1
+    return found.st_mtime_ns, found.st_size
+
+
+def _size(path: Path) -> int:
+    return max(0, _mark(path)[1])
+
+
+@lru_cache(maxsize=128)
+def _yaml(path: Path, changed: int, size: int) -> dict[str, Any]:
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (OSError, yaml.YAMLError):
+        return {}
+
+
+@lru_cache(maxsize=256)
+def _json(path: Path, changed: int, size: int) -> dict[str, Any] | None:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
 
 
 @lru_cache(maxsize=64)

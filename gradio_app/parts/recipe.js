@@ -1,7 +1,8 @@
 // Choose a recipe, fill its first screen, see what it will do. All settings come from the recipe's schema.
 Tuner.recipe = (element, trigger, props, watch) =>
   Tuner.widget(element, props, watch, (root) => {
-    const { h, s, icon, slots, file, named } = Tuner;
+    const { h, s, icon, slots, file, named, newest } = Tuner;
+    const told = newest();
     const part = slots();
     const inputs = new Map();
     // What is being typed is sent after a short rest, or at once when the field is left.
@@ -501,7 +502,7 @@ Tuner.recipe = (element, trigger, props, watch) =>
           )
         );
       });
-      part.draw("yaml", [v.yaml, v.saved, v.wrong], ([text, saved, wrong]) => {
+      part.draw("yaml", v.yaml, (text) => {
         const open = part.node("yaml").querySelector("details");
         return [
           h(
@@ -510,14 +511,9 @@ Tuner.recipe = (element, trigger, props, watch) =>
             action("Save as my recipe", () => trigger("keep", {})),
             action("Export", () => download(v.file, part.node("yaml").querySelector("pre").textContent)),
             action("Import", importer),
-            h("span", { class: "t-quiet", role: "status" }, saved),
+            part.node("saved", "span", { class: "t-quiet", role: "status" }),
           ),
-          wrong.length > 0 &&
-            h(
-              "div",
-              { class: "t-problem t-error", role: "alert" },
-              h("div", {}, h("strong", {}, "Not imported."), h("ul", {}, wrong.map((w) => h("li", {}, w)))),
-            ),
+          part.node("wrong", "div", { role: "alert" }),
           h(
             "details",
             { class: "t-drawer", open: open ? open.open : false, "data-drawer": "yaml" },
@@ -536,6 +532,19 @@ Tuner.recipe = (element, trigger, props, watch) =>
           ),
         ];
       });
+      const said = told(v.told);
+      part.draw("saved", said.saved, (text) => text);
+      part.draw(
+        "wrong",
+        said.wrong,
+        (list) =>
+          list &&
+          h(
+            "div",
+            { class: "t-problem t-error" },
+            h("div", {}, h("strong", {}, "Not imported."), h("ul", {}, list.map((w) => h("li", {}, w)))),
+          ),
+      );
       part.draw("facts", v.facts, (facts) => [
         h("h3", {}, "What will happen"),
         h(

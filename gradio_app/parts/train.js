@@ -3,7 +3,8 @@ Tuner.train = (element, trigger, props, watch) =>
   Tuner.widget(element, props, watch, (root) => {
     const { h, s, icon, slots, file, wipe, modal, url } = Tuner;
     const part = slots();
-    let shown = "";
+    let shown = "",
+      newest = 0;
 
     const nice = (low, high, count) => {
       const raw = (high - low) / count || 1,
@@ -179,6 +180,11 @@ Tuner.train = (element, trigger, props, watch) =>
       );
     };
 
+    const clock = (at) => {
+      const far = at * 1000 - Date.now() > 12 * 3600 * 1000;
+      const form = { hour: "2-digit", minute: "2-digit", ...(far ? { weekday: "short" } : {}) };
+      return new Date(at * 1000).toLocaleString(undefined, form);
+    };
     const band = (b) => {
       const mood = { failed: "t-fail", crashed: "t-fail" }[b.state] || "";
       return h(
@@ -196,7 +202,7 @@ Tuner.train = (element, trigger, props, watch) =>
           h(
             "div",
             { class: "t-numbers" },
-            b.numbers.map(([k, x]) => h("div", {}, h("span", {}, k), h("strong", {}, x))),
+            b.numbers.map(([k, x, at]) => h("div", {}, h("span", {}, k), h("strong", {}, x || clock(at)))),
           ),
         ),
         b.phases.length
@@ -365,6 +371,8 @@ Tuner.train = (element, trigger, props, watch) =>
     );
     root.append(empty, full);
     return (v) => {
+      if (v.nonce < newest) return; // made before the last press
+      newest = v.nonce || newest;
       empty.hidden = Boolean(v.run);
       full.hidden = !v.run;
       if (!v.run) return;

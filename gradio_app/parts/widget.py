@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,9 @@ import gradio as gr
 HERE = Path(__file__).resolve().parent
 SCRIPTS = ("common", "words", "frame", "grid", "recipe", "train", "compare", "library", "pages")
 STYLES = ("controls", "frame", "grid", "recipe", "train", "compare", "library")
+
+SILENT: dict[str, Any] = {"at": 0.0}
+"""The notice before anything was done."""
 
 
 def scripts() -> str:
@@ -34,6 +38,15 @@ def widget(name: str, value: dict[str, Any], identity: str, events: tuple[str, .
         js_on_load=f"/* {known} */ Tuner.{name}(element, trigger, props, watch, upload);",
         apply_default_css=False,
     )
+
+
+def notice(**words: Any) -> dict[str, Any]:
+    """What was just done or refused, dated.
+
+    It is kept in the session and goes along with every later view, so that no clock wipes it away before it is read;
+    of a late view with an older one the page keeps its newer one.
+    """
+    return {"at": time.time(), **words}
 
 
 def quiet(**more: Any) -> dict[str, Any]:

@@ -19,6 +19,15 @@ def duration(seconds: float | None) -> str:
     return f"{hours} h {rest} min" if rest else f"{hours} h"
 
 
+def to_the_minute(seconds: float) -> str:
+    """'12 min', '2 h 3 min'; below a minute and a half in seconds."""
+    minutes = round(max(0.0, seconds) / 60)
+    if minutes < 60 or seconds < 90:
+        return duration(seconds)
+    hours, rest = divmod(minutes, 60)
+    return f"{hours} h {rest} min" if rest else f"{hours} h"
+
+
 def count(number: int, one: str, many: str | None = None) -> str:
     """'1 picture', '24 pictures'."""
     return f"{number:,} {one if number == 1 else many or one + 's'}"

@@ -20,7 +20,7 @@ from ..datasets import unreadable
 from ..launcher import STOPPING
 from ..parts.names import safe_file, unused
 from ..parts.reader import Reader, reader
-from ..parts.widget import quiet, widget
+from ..parts.widget import SILENT, notice, quiet, widget
 from ..parts.words import count
 from ..shelf import Foreign, best, points
 from ..studio import Studio, as_dict
@@ -33,7 +33,7 @@ SLOTS = {"references": "Pictures to start from", "controls": "Control pictures"}
 MOST_PROMPTS, MOST_SEEDS, MOST_STEPS = 12, 8, 8
 
 
-def view(studio: Studio, said: str = "") -> dict[str, Any]:
+def view(studio: Studio, told: dict[str, Any] = SILENT) -> dict[str, Any]:
     """Shelf, form and board as values."""
     shelf, base = contenders(studio)
     folder = shown(studio)
@@ -52,7 +52,7 @@ def view(studio: Studio, said: str = "") -> dict[str, Any]:
         "blind": _blind(folder, board),
         "state": state,
         "sentence": sentence,
-        "said": said,
+        "told": told,
     }
 
 
@@ -187,7 +187,7 @@ def request(studio: Studio) -> tuple[dict[str, Any], str]:
     return asked, ""
 
 
-def build(studio: Studio) -> tuple[gr.HTML, gr.HTML, gr.Button]:
+def build(studio: Studio, told: gr.State) -> tuple[gr.HTML, gr.HTML, gr.Button]:
     """The screen; returns its widget, the line below and the primary button."""
     screen = widget("compare", view(studio), "compare", EVENTS)
     with gr.Row(elem_classes="actions"):
@@ -198,15 +198,17 @@ def build(studio: Studio) -> tuple[gr.HTML, gr.HTML, gr.Button]:
         keep(studio, as_dict(event._data))
         return plan_line(studio)
 
-    def on_act(event: gr.EventData) -> tuple[Any, str]:
-        said = act(studio, as_dict(event._data))
-        return view(studio, said), plan_line(studio)
+    def answered(said: str = "") -> tuple[Any, str, dict[str, Any]]:
+        news = notice(text=said)
+        return view(studio, news), plan_line(studio), news
 
-    def on_uploaded(event: gr.EventData) -> tuple[Any, str]:
-        said = take(studio, as_dict(event._data))
-        return view(studio, said), plan_line(studio)
+    def on_act(event: gr.EventData) -> tuple[Any, str, dict[str, Any]]:
+        return answered(act(studio, as_dict(event._data)))
 
-    def on_go(sent: dict[str, Any] | None) -> tuple[Any, str]:
+    def on_uploaded(event: gr.EventData) -> tuple[Any, str, dict[str, Any]]:
+        return answered(take(studio, as_dict(event._data)))
+
+    def on_go(sent: dict[str, Any] | None) -> tuple[Any, str, dict[str, Any]]:
         if sent and isinstance(sent.get("sent"), dict):
             keep(studio, sent["sent"])
         asked, missing = request(studio)
@@ -216,12 +218,12 @@ def build(studio: Studio) -> tuple[gr.HTML, gr.HTML, gr.Button]:
         write_json(folder / "form.json", _saved(studio))
         studio.launcher.sample(folder, yaml.safe_dump(asked, sort_keys=False, allow_unicode=True))
         _save(studio, shown=folder.name)
-        return view(studio), plan_line(studio)
+        return answered()
 
     screen.form(on_form, None, [line], **quiet())
-    screen.act(on_act, None, [screen, line], **quiet())
-    screen.uploaded(on_uploaded, None, [screen, line], **quiet())
-    go.click(on_go, [screen], [screen, line], **quiet(queue=True, trigger_mode="once"))
+    screen.act(on_act, None, [screen, line, told], **quiet())
+    screen.uploaded(on_uploaded, None, [screen, line, told], **quiet())
+    go.click(on_go, [screen], [screen, line, told], **quiet(queue=True, trigger_mode="once"))
     return screen, line, go
 
 

@@ -18,7 +18,7 @@ from ..archives import Refused, unpack
 from ..datasets import DEMO, Added
 from ..media import ENDINGS, kind, told, unreadable
 from ..parts.checks import digest
-from ..parts.widget import quiet, widget
+from ..parts.widget import SILENT, notice, quiet, widget
 from ..parts.words import count
 from ..studio import Studio, as_dict, dataset_title
 
@@ -29,7 +29,7 @@ Said = dict[str, Any]
 """What a handler adds to the view: note, undo (names), preview."""
 
 
-def view(studio: Studio, note: str = "", undo: list[str] | None = None, preview: Said | None = None) -> dict[str, Any]:
+def view(studio: Studio, told: Said = SILENT, preview: Said | None = None) -> dict[str, Any]:
     """The data set as the page shows it."""
     sets, draft = studio.workspace.datasets, studio.project.draft()
     items = _items(studio, draft.dataset)
@@ -44,8 +44,7 @@ def view(studio: Studio, note: str = "", undo: list[str] | None = None, preview:
         "items": items,
         "counts": _counts(items, uses),
         "trigger": studio.project.trigger(draft),
-        "note": note,
-        "undo": undo or [],
+        "told": told,
         "preview": preview or {},
         "bulk": len(sets.meta(draft.dataset).get("before") or []),
         "aside": [] if draft.dataset == DEMO else sets.left_out(draft.dataset),
@@ -100,32 +99,36 @@ def _numbered(files: list[Path]) -> str:
 
 def build(studio: Studio) -> tuple[gr.HTML, gr.HTML, gr.Button]:
     """The screen; returns the grid, the line below it and the button to the next screen."""
-    seen = gr.State("")
+    seen, told = gr.State(""), gr.State(SILENT)
     grid = widget("grid", view(studio), "dataset", (*HANDLERS, "folder"))
     with gr.Row(elem_classes="actions"):
         line = gr.HTML(plan_line(studio), html_template=PLAN, js_on_load=None, elem_classes="plan-line", padding=False)
         onward = gr.Button("Choose a recipe", variant="primary", elem_id="to-recipe")
 
-    def bound(handler: Callable[[Studio, Said], Said]) -> Callable[[gr.EventData], tuple[Any, str]]:
-        def on_event(event: gr.EventData) -> tuple[Any, str]:
-            return view(studio, **handler(studio, as_dict(event._data))), plan_line(studio)
+    def answered(preview: Said | None = None, **words: Any) -> tuple[Any, str, Said]:
+        news = notice(**words)
+        return view(studio, news, preview), plan_line(studio), news
+
+    def bound(handler: Callable[[Studio, Said], Said]) -> Callable[[gr.EventData], tuple[Any, str, Said]]:
+        def on_event(event: gr.EventData) -> tuple[Any, str, Said]:
+            return answered(**handler(studio, as_dict(event._data)))
 
         return on_event
 
-    def on_folder(event: gr.EventData, request: gr.Request) -> tuple[Any, str]:
-        note = take_folder(studio, str(as_dict(event._data).get("path", ""))) if local(request) else AWAY
-        return view(studio, note), plan_line(studio)
+    def on_folder(event: gr.EventData, request: gr.Request) -> tuple[Any, str, Said]:
+        path = str(as_dict(event._data).get("path", ""))
+        return answered(note=take_folder(studio, path) if local(request) else AWAY)
 
-    def on_tick(known: str) -> tuple[Any, Any, Any]:
-        mark = stamp(studio)
+    def on_tick(known: str, news: Said) -> tuple[Any, Any, Any]:
+        mark = stamp(studio, news)
         if mark == known:
             return gr.skip(), gr.skip(), gr.skip()
-        return mark, {**view(studio), "keep": True}, plan_line(studio)  # what was said a moment ago stays
+        return mark, view(studio, news), plan_line(studio)
 
     for name, handler in HANDLERS.items():
-        getattr(grid, name)(bound(handler), None, [grid, line], **quiet())
-    grid.folder(on_folder, None, [grid, line], **quiet())
-    gr.Timer(1.0).tick(on_tick, [seen], [seen, grid, line], concurrency_limit=None, **quiet(trigger_mode="once"))
+        getattr(grid, name)(bound(handler), None, [grid, line, told], **quiet())
+    grid.folder(on_folder, None, [grid, line, told], **quiet())
+    gr.Timer(1.0).tick(on_tick, [seen, told], [seen, grid, line], concurrency_limit=None, **quiet(trigger_mode="once"))
     return grid, line, onward
 
 
@@ -133,12 +136,15 @@ PLAN = '<div class="t-plan" role="status">{{value}}</div>'
 AWAY = "A folder of this machine can only be opened in a browser on this machine. Upload the files, or a zip of them."
 
 
-def stamp(studio: Studio) -> str:
-    """Changes when something happens that no press of this page causes: captions, the doctor's and the check's word."""
+def stamp(studio: Studio, told: Said = SILENT) -> str:
+    """Changes when something happens that no press of this page causes: captions, the doctor's and the check's word.
+
+    And with each notice, which is sent twice: a late view may have overtaken it.
+    """
     uses, plan = _uses(studio)
     name = studio.project.draft().dataset
     job = captioning.state(studio, name)
-    return digest(json.dumps([name, job, _doctor(studio), bool(uses), plan], default=str), "")
+    return digest(json.dumps([name, job, _doctor(studio), bool(uses), plan, told["at"]], default=str), "")
 
 
 # -- what the page sends -----------------------------------------------------------------------------------------------

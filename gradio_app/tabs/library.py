@@ -16,7 +16,7 @@ from ..parts.names import safe_stem
 from ..parts.reader import reader
 from ..parts.widget import quiet, widget
 from ..studio import Studio, as_dict
-from .train import LIVE
+from .train import LIVE, chosen
 
 EVENTS = ("act", "openitem", "prepare", "publish", "closepage")
 PATIENCE = 120
@@ -49,7 +49,7 @@ def build(studio: Studio, session: gr.State, tabs: gr.Tabs) -> gr.HTML:
         if sent.get("kind") == "dataset":
             studio.project.select(name)
             return gr.skip(), gr.Tabs(selected="dataset")
-        return {**known, "run": name, "said": ""}, gr.Tabs(selected="compare" if where == "compare" else "train")
+        return chosen(known, name), gr.Tabs(selected="compare" if where == "compare" else "train")
 
     def on_prepare(event: gr.EventData) -> dict[str, Any]:
         return view(studio, page=preview(studio, as_dict(event._data)))

@@ -8,7 +8,7 @@ import gradio as gr
 
 from .. import forms
 from ..parts import density, shelf, story
-from ..parts.widget import quiet, widget
+from ..parts.widget import SILENT, notice, quiet, widget
 from ..parts.words import count, duration
 from ..project import DIAL, Card
 from ..studio import Studio, as_dict, dataset_title
@@ -35,8 +35,8 @@ TEXTS = {
 }
 
 
-def view(studio: Studio, saved: str = "", wrong: list[str] | None = None) -> dict[str, Any]:
-    """The whole screen as values. saved: what was just done; wrong: why an import was refused."""
+def view(studio: Studio, told: dict[str, Any] = SILENT) -> dict[str, Any]:
+    """The whole screen as values. told: what was just done ("saved"), or why an import was refused ("wrong")."""
     draft = studio.project.draft()
     standard = studio.project.standard(draft)
     cards = studio.project.cards()
@@ -59,8 +59,7 @@ def view(studio: Studio, saved: str = "", wrong: list[str] | None = None) -> dic
         "changes": story.differences(found, _open(draft.raw), _open(standard)),
         "yaml": studio.project.yaml(draft),
         "file": f"{draft.raw.get('name', 'recipe')}.yaml",
-        "saved": saved,
-        "wrong": wrong or [],
+        "told": told,
         "facts": _facts(studio, draft, plan),
         "problems": problems,
         "state": state,
@@ -183,46 +182,47 @@ def plan_line(studio: Studio) -> str:
     return f"{dataset_title(draft.dataset)}, {steps} steps. Time: {_time(studio, draft, steps)}."
 
 
-def build(studio: Studio) -> tuple[gr.HTML, gr.HTML, gr.Button]:
-    """The screen; returns its widget, the line below and the start button."""
+def build(studio: Studio, told: gr.State) -> tuple[gr.HTML, gr.HTML, gr.Button]:
+    """The screen; returns its widget, the line below and the start button. What it says goes into `told` too."""
     screen = widget("recipe", view(studio), "recipe", EVENTS)
     with gr.Row(elem_classes="actions"):
         line = gr.HTML(plan_line(studio), html_template=PLAN, js_on_load=None, elem_classes="plan-line", padding=False)
         start = gr.Button("Start training", variant="primary", elem_id="start")
 
-    def shown(saved: str = "", wrong: list[str] | None = None) -> tuple[Any, str]:
-        return view(studio, saved, wrong), plan_line(studio)
+    def shown(**words: Any) -> tuple[Any, str, dict[str, Any]]:
+        said = notice(**words)
+        return view(studio, said), plan_line(studio), said
 
-    def on_choose(event: gr.EventData) -> tuple[Any, str]:
+    def on_choose(event: gr.EventData) -> tuple[Any, str, dict[str, Any]]:
         studio.project.choose(str(as_dict(event._data)["id"]))
         return shown()
 
-    def on_set(event: gr.EventData) -> tuple[Any, str]:
+    def on_set(event: gr.EventData) -> tuple[Any, str, dict[str, Any]]:
         sent = as_dict(event._data)
         change(studio, str(sent["key"]), sent.get("value"))
         return shown()
 
-    def on_reset(event: gr.EventData) -> tuple[Any, str]:
+    def on_reset(event: gr.EventData) -> tuple[Any, str, dict[str, Any]]:
         put_back(studio, str(as_dict(event._data)["key"]))
         return shown()
 
-    def on_dial(event: gr.EventData) -> tuple[Any, str]:
+    def on_dial(event: gr.EventData) -> tuple[Any, str, dict[str, Any]]:
         studio.project.turn_dial(str(as_dict(event._data)["position"]))
         return shown()
 
-    def on_remedy(event: gr.EventData) -> tuple[Any, str]:
+    def on_remedy(event: gr.EventData) -> tuple[Any, str, dict[str, Any]]:
         remedy = as_dict(event._data).get("remedy") or {}
         studio.project.update({str(key): value for key, value in remedy.items()})
         return shown()
 
-    def on_keep() -> tuple[Any, str]:
+    def on_keep() -> tuple[Any, str, dict[str, Any]]:
         path = studio.project.save_as(str(studio.project.draft().raw.get("name", "my recipe")))
-        return shown(f"Saved as {path.name}.")
+        return shown(saved=f"Saved as {path.name}.")
 
-    def on_bring(event: gr.EventData) -> tuple[Any, str]:
+    def on_bring(event: gr.EventData) -> tuple[Any, str, dict[str, Any]]:
         sent = as_dict(event._data)
         draft, wrong = studio.project.bring(str(sent.get("text", "")))
-        return shown("" if draft is None else "Imported, and kept in My recipes.", wrong)
+        return shown(wrong=wrong) if draft is None else shown(saved="Imported, and kept in My recipes.")
 
     for name, handler in {
         "bring": on_bring,
@@ -233,7 +233,7 @@ def build(studio: Studio) -> tuple[gr.HTML, gr.HTML, gr.Button]:
         "remedy": on_remedy,
         "keep": on_keep,
     }.items():
-        getattr(screen, name)(handler, None, [screen, line], **quiet())
+        getattr(screen, name)(handler, None, [screen, line, told], **quiet())
     return screen, line, start
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,10 @@ import yaml
 
 from ..launcher import STOPPING
 from ..parts import remedies
+from ..parts.eta import Estimate
 from ..parts.reader import PHASES, Reader, reader
 from ..parts.widget import quiet, widget
-from ..parts.words import count, duration, per_step
+from ..parts.words import count, duration, per_step, to_the_minute
 from ..project import put
 from ..studio import Studio, as_dict
 from .dataset import PLAN
@@ -29,24 +31,30 @@ SAID = {
 STALL = 240.0
 MOST_STEPS = 1_000_000
 NEW_RUN = "new run: "
+WORK = {"checkpoint": "a save", "validation": "a validation", "sample": "drawing samples", "export": "the export"}
 WHILE_LIVE = (*SAID.values(), STOPPING)
 
 
 def view(studio: Studio, run: str, said: str = "", nonce: float = 0.0) -> dict[str, Any]:
-    """Everything the screen shows of one run; nothing when there is none."""
+    """Everything the screen shows of one run; nothing when there is none.
+
+    nonce: when the user last chose or pressed something. Of two views the page keeps the one that knows more, so a
+    late answer of the clock never shows a run that was left, nor wipes away a sentence.
+    """
     folder = studio.workspace.run(run)
     if folder is None:
-        return {"run": ""}
+        return {"run": "", "nonce": nonce}
     seen = reader(folder).refresh()
     state = seen.state
     adapter = seen.adapter()
+    ahead = seen.estimate(_elsewhere(studio, seen)) if state == "running" else None
     return {
         "run": run,
         "runs": studio.workspace.run_names()[:50],
         "band": {
-            **_words(seen, state, studio.queue.place(run)),
+            **_words(seen, state, studio.queue.place(run), ahead),
             "state": state,
-            "numbers": _numbers(seen, state),
+            "numbers": _numbers(seen, ahead),
             "phases": _phases(seen, state),
         },
         "curve": seen.curve(),
@@ -61,8 +69,18 @@ def view(studio: Studio, run: str, said: str = "", nonce: float = 0.0) -> dict[s
         "log": seen.log(),
         "queue": _queue(studio),
         "extend": extend_form(seen, state),
-        "remedies": remedies.found(seen.error(), _recipe(folder)) if state in ("failed", "crashed") else [],
+        "remedies": remedies.found(seen.error(), seen.recipe()) if state in ("failed", "crashed") else [],
     }
+
+
+def chosen(known: dict[str, Any], run: str, said: str = "") -> dict[str, Any]:
+    """What the session knows after the user has chosen a run or pressed something."""
+    return {**known, "run": run, "said": said, "nonce": time.time()}
+
+
+def shown(studio: Studio, known: dict[str, Any]) -> dict[str, Any]:
+    """The view of the run that a session knows of, with what was said last."""
+    return view(studio, str(known.get("run", "")), str(known.get("said", "")), float(known.get("nonce", 0.0)))
 
 
 def stamp(studio: Studio, run: str) -> str:
@@ -74,8 +92,10 @@ def stamp(studio: Studio, run: str) -> str:
     log = folder / "log.txt"
     size = log.stat().st_size if log.exists() else 0
     waits = [entry["run"] for entry in studio.queue.waiting()]
-    parts = (run, seen.start.get("at"), seen.seen, seen.state, size, studio.launcher.stopping(folder), waits)
-    return " ".join(map(str, (*parts, seen.silent() // 60)))
+    state = seen.state
+    minutes = round((seen.remaining() or 0.0) / 60) if state == "running" else 0
+    parts = (run, seen.start.get("at"), seen.seen, state, size, studio.launcher.stopping(folder), waits)
+    return " ".join(map(str, (*parts, minutes, seen.silent() // 60)))
 
 
 def next_step(studio: Studio, run: str) -> dict[str, Any]:
@@ -104,8 +124,8 @@ def build(studio: Studio, session: gr.State) -> tuple[gr.HTML, gr.HTML, gr.Butto
         if said.startswith(NEW_RUN):
             run = said.removeprefix(NEW_RUN)
             said = "This is a new run with that change; the one before stays as it is."
-        known = {"run": run, "said": said, "nonce": time.time()}
-        return known, view(studio, run, said, known["nonce"])
+        known = chosen({}, run, said)
+        return known, shown(studio, known)
 
     def on_act(event: gr.EventData) -> tuple[Any, Any]:
         sent = as_dict(event._data)
@@ -114,8 +134,8 @@ def build(studio: Studio, session: gr.State) -> tuple[gr.HTML, gr.HTML, gr.Butto
 
     def on_open(known: dict[str, Any], event: gr.EventData) -> tuple[Any, Any]:
         run = str(as_dict(event._data).get("run", ""))
-        known = {**known, "run": run if studio.workspace.run(run) else known.get("run", ""), "said": ""}
-        return known, view(studio, known["run"])
+        known = chosen(known, run if studio.workspace.run(run) else known.get("run", ""))
+        return known, shown(studio, known)
 
     def on_extend(event: gr.EventData) -> tuple[Any, Any]:
         sent = as_dict(event._data)
@@ -124,7 +144,7 @@ def build(studio: Studio, session: gr.State) -> tuple[gr.HTML, gr.HTML, gr.Butto
 
     def on_queue(known: dict[str, Any], event: gr.EventData) -> Any:
         change_queue(studio, as_dict(event._data))
-        return view(studio, str(known.get("run", "")))
+        return shown(studio, known)
 
     screen.act(on_act, None, [session, screen], **quiet())
     screen.extend(on_extend, None, [session, screen], **quiet())
@@ -164,7 +184,7 @@ def extend_form(seen: Reader, state: str) -> dict[str, Any] | None:
     """
     if state not in ("finished", "stopped") or not seen.checkpoints or not seen.of:
         return None
-    raw = _recipe(seen.folder)
+    raw = seen.recipe()
     schedule = str((raw.get("train") or {}).get("schedule", "constant"))
     steps = {"of": seen.of, "steps": max(1, round(seen.of / 2))}
     if schedule == "constant":
@@ -206,7 +226,7 @@ def _remedy(studio: Studio, run: str, key: str) -> str:
     if folder is None:
         return ""
     seen = reader(folder).refresh()
-    chosen = next((r for r in remedies.found(seen.error(), _recipe(folder)) if r["key"] == key), None)
+    chosen = next((r for r in remedies.found(seen.error(), seen.recipe()) if r["key"] == key), None)
     if chosen is None:
         return ""
     if not chosen["changes"]:
@@ -216,7 +236,7 @@ def _remedy(studio: Studio, run: str, key: str) -> str:
 
 def _new_run(studio: Studio, folder: Path, changes: dict[str, Any]) -> str:
     """The recipe of a run with changes, as a run of its own, at once or in the queue."""
-    raw = _recipe(folder)
+    raw = deepcopy(reader(folder).recipe())
     for setting, value in changes.items():
         put(raw, setting, value)
     new = studio.workspace.new_run(str(raw.get("name", "run")))
@@ -235,7 +255,21 @@ def _queue(studio: Studio) -> list[dict[str, Any]]:
     return rows
 
 
-def _words(seen: Reader, state: str, place: int = 0) -> dict[str, str]:
+def _elsewhere(studio: Studio, seen: Reader) -> dict[str, float]:
+    """What saving and exporting took in the last runs of the family, where this run has not done it yet."""
+    missing = [kind for kind in ("checkpoint", "export") if seen.pace.of(kind) is None]
+    known: dict[str, float] = {}
+    for name in studio.workspace.run_names()[:12] if missing else []:
+        other = reader(studio.workspace.runs / name).refresh()
+        if other.start.get("family") != seen.start.get("family"):
+            continue
+        for kind in missing:
+            if kind not in known and (took := other.pace.of(kind)) is not None:
+                known[kind] = took
+    return known
+
+
+def _words(seen: Reader, state: str, place: int = 0, ahead: Estimate | None = None) -> dict[str, str]:
     """Headline and the sentence below it."""
     at, of = seen.step, seen.of
     if place and state not in LIVE:
@@ -268,27 +302,51 @@ def _words(seen: Reader, state: str, place: int = 0) -> dict[str, str]:
         }
     if state == "new":
         return {"headline": "Not started", "sub": "It waits for you: press Start."}
-    return _phase_words(seen, at, of)
+    return _phase_words(seen, ahead)
 
 
-def _phase_words(seen: Reader, at: int, of: int) -> dict[str, str]:
+def _phase_words(seen: Reader, ahead: Estimate | None) -> dict[str, str]:
     if (silent := seen.silent()) >= STALL:
         line = next((text for text in reversed(seen.log(12)) if text.strip()), "")
         said = f" The log's last line: {line}" if line else ""
         what = "step" if seen.steps else "sign of life"
         return {"headline": f"No {what} for {duration(silent)}", "sub": f"The process is still there.{said}"}
     name, done, total = seen.phase.get("name", ""), seen.phase.get("done"), seen.phase.get("of")
-    if name == "train" or (at and name not in PHASES):
-        return {"headline": f"Training, step {at} of {of}", "sub": ""}
+    if name == "train" or (seen.step and name not in PHASES):
+        return {"headline": f"Training, step {seen.step} of {seen.of}", "sub": _ahead(ahead) if ahead else ""}
     part = f", {done} of {total}" if total else ""
-    return {"headline": f"{PHASES.get(name, name.capitalize() or 'Starting')}{part}", "sub": ""}
+    wait = duration(seen.phase.get("seconds_left"))
+    return {
+        "headline": f"{PHASES.get(name, name.capitalize() or 'Starting')}{part}",
+        "sub": f"This part takes about {wait} more." if wait and done != total else "",
+    }
 
 
-def _numbers(seen: Reader, state: str) -> list[list[str]]:
-    numbers = []
-    left = seen.remaining() if state == "running" else None
-    if left is not None:
-        numbers.append(["Time left", duration(left)])
+def _ahead(ahead: Estimate) -> str:
+    """What is still to come, in words, and what of it has no known length yet."""
+    coming = [count(ahead.counts["step"], "step")] if ahead.counts["step"] else []
+    if looks := ahead.counts.get("validation", 0):
+        coming.append(count(looks, "validation") + (" with samples" if ahead.counts.get("sample") else ""))
+    elif looks := ahead.counts.get("sample", 0):
+        coming.append(count(looks, "round") + " of samples")
+    if saves := ahead.counts["checkpoint"]:
+        coming.append(count(saves, "save"))
+    said = f"To come: {', '.join([*coming, 'the export'])}."
+    strange = [WORK[kind] for kind in ahead.unknown if kind != "step"]
+    if ahead.seconds is not None and strange:
+        said += f" How long {' and '.join(strange)} will take is not known yet."
+    return said
+
+
+def _numbers(seen: Reader, ahead: Estimate | None) -> list[list[Any]]:
+    """What stands large at the right: [what, text], or [what, "", seconds since 1970] for a time of day."""
+    numbers: list[list[Any]] = []
+    if ahead is not None and ahead.seconds is None:
+        numbers.append(["Time left", "not known yet"])
+    elif ahead is not None and ahead.seconds is not None:
+        more = "at least " if set(ahead.unknown) - {"export"} else ""
+        numbers.append(["Time left", more + to_the_minute(ahead.seconds)])
+        numbers.append(["Done at", "", round(time.time() + ahead.seconds)])
     speed = seen.seconds_per_step()
     if speed is not None:
         numbers.append(["Speed", per_step(speed).replace(" per ", "/")])
@@ -351,8 +409,7 @@ def _buttons(studio: Studio, seen: Reader, state: str) -> list[dict[str, Any]]:
 
 
 def _facts(seen: Reader) -> list[list[str]]:
-    recipe = _recipe(seen.folder)
-    last = seen.steps[-1] if seen.steps else {}
+    recipe, last = seen.recipe(), seen.steps.last
     facts: list[list[str]] = []
     if last.get("lr") is not None:
         facts.append(["Learning rate", f"{last['lr']:.3g}"])
@@ -378,10 +435,3 @@ def _facts(seen: Reader) -> list[list[str]]:
 def _short(studio: Studio, texts: list[str]) -> list[str]:
     """File names without the folder of the data sets."""
     return [re.sub(rf"{re.escape(str(studio.workspace.datasets.root))}/[^/\s]+/", "", text) for text in texts]
-
-
-def _recipe(folder: Path) -> dict[str, Any]:
-    try:
-        return yaml.safe_load((folder / "recipe.yaml").read_text(encoding="utf-8")) or {}
-    except (OSError, yaml.YAMLError):
-        return {}

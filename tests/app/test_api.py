@@ -123,6 +123,7 @@ def test_what_the_page_prepares_stays_as_it_is(studio: Studio) -> None:
     assert (studio.workspace.root / "draft.json").read_bytes() == before
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not (BASE / "model_index.json").exists(), reason="the demo's base model is not in this checkout")
 def test_the_whole_drive_with_the_real_engine(pictures: Path, tmp_path: Path) -> None:
     """Data set → start → poll → finish → an adapter that safetensors can read and that is not all zeros."""

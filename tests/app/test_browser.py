@@ -107,6 +107,7 @@ def test_the_walk(context: Window, pictures: Path, tmp_path: Path) -> None:
         walk(context[0], address, pictures, "a <b>bold</b> square")
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not (BASE / "model_index.json").exists(), reason="the demo's base model is not in this checkout")
 def test_the_walk_with_the_real_engine(context: Window, pictures: Path, tmp_path: Path) -> None:
     """Five pictures, the demo recipe, a real LoRA."""

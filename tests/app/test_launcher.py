@@ -222,7 +222,7 @@ def test_steps_after_the_resumed_one_do_not_count(tmp_path: Path) -> None:
     lines += ['{"at": 10, "kind": "step", "step": 4, "loss": 44}']
     (tmp_path / "events.jsonl").write_text("\n".join(lines) + "\n")
     seen = Reader(tmp_path).refresh()
-    assert [(e["step"], e["loss"]) for e in seen.steps] == [(1, 1), (2, 2), (3, 3), (4, 44)]
+    assert seen.steps.losses() == [(1, 1), (2, 2), (3, 3), (4, 44)]
     assert len(seen.warnings) == 1
 
 
@@ -265,6 +265,19 @@ def test_a_tick_sends_only_what_changed(studio: Studio) -> None:
     assert all("__type__" not in str(part)[:12] for part in first)
     second = tick(studio, known, first[0])
     assert all(part == second[-1] for part in second)
+
+
+def test_what_was_said_goes_along_with_every_later_view(studio: Studio) -> None:
+    """A clock that overtakes an answer, or comes after it, never wipes a notice away."""
+    known, said = {"run": "", "said": "", "nonce": 0.0}, {"at": 7.0, "saved": "Imported."}
+    before = tick(studio, known, {})
+    after = tick(studio, known, before[0], said)
+    assert after[2]["told"] == said, "a notice counts as a change"
+    studio.project.update({"train.steps": 12})
+    assert tick(studio, known, after[0], said)[2]["told"] == said
+    run = studio.workspace.new_run("one").name
+    shown = train.shown(studio, train.chosen(known, run, "Going on."))
+    assert shown["said"] == "Going on." and shown["nonce"] > train.shown(studio, known)["nonce"]
 
 
 def test_curves_are_thin_and_keep_spikes() -> None:

@@ -186,6 +186,27 @@ def test_links_and_headers_give_nothing_away(run: Path, tmp_path: Path, monkeypa
         publish.pack(publish.Request(run, "me/cat"), tmp_path / "job")
 
 
+def test_an_export_is_sent_in_place_of_the_runs_own_files(run: Path, tmp_path: Path) -> None:
+    """A checkpoint that was exported on its own: its files, its step, and the samples up to it."""
+    chosen = tmp_path / "job" / "export" / "comfyui" / "cat.safetensors"
+    chosen.parent.mkdir(parents=True)
+    header = json.dumps({"__metadata__": {"format": "pt", "ss_steps": "20"}}).encode()
+    chosen.write_bytes(struct.pack("<Q", len(header)) + header)
+    request = publish.Request(run, "me/cat", files=tmp_path / "job" / "export")
+    parcel = publish.pack(request, tmp_path / "parcel")
+    assert [part.name for part in parcel.parts] == ["README.md", "comfyui/cat.safetensors"]
+    assert "| Steps | 20 |" in parcel.card and "<Gallery />" not in parcel.card
+    with pytest.raises(UserError, match="--files is"):
+        publish.main(publish.Request(run, "me/cat", files=tmp_path), tmp_path / "other", dry=True)
+
+
+def test_a_terminal_is_told_without_a_model(run: Path) -> None:
+    """Uploading has neither family nor device to tell of."""
+    from tuner.console import sentence
+
+    assert sentence({"kind": "started", "name": "publish", "from_step": 0}) == ""
+
+
 def test_the_table_of_licences_knows_every_family() -> None:
     from tuner import families
 

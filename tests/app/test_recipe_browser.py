@@ -112,6 +112,11 @@ def out_and_in(page: Page, folder: Path) -> None:
     bring(page, text.replace("name: flux1-lora", "name: mine"))
     expect(page.get_by_text("Imported, and kept in My recipes.")).to_be_visible()
     expect(page.locator('[data-recipe="own:mine.yaml"]')).to_have_attribute("aria-pressed", "true")
+    expect(page.locator("#recipe .t-state")).to_have_text("checked")
+    expect(page.get_by_text("Imported, and kept in My recipes.")).to_be_visible()
+    page.locator("#f-train-steps").fill("901")
+    page.locator("#f-train-steps").press("Enter")
+    expect(page.get_by_text("Imported, and kept in My recipes.")).to_be_hidden()
 
 
 def bring(page: Page, text: str) -> None:

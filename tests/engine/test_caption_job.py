@@ -636,6 +636,7 @@ def test_a_damaged_book_is_said(pictures, capsys):
     assert texts(pictures) == {}
 
 
+@pytest.mark.long
 def test_the_command_in_a_process_of_its_own(pictures, tmp_path):
     """As the app starts it: JSON lines on stdout, and the same in the journal."""
     command = [

@@ -108,6 +108,53 @@ def compare(home: Path, tiny: Any, family: str, run: Path) -> None:
     assert np.abs(none - whole).max() > 2 and np.abs(saved - none).max() > 2
 
 
+USUAL = {("sd1", "branch", "int8"), ("flux1", "lora", "int8")}
+HELD = [
+    pytest.param(
+        *form, method, marks=() if (*form, method) in USUAL else pytest.mark.slow, id="-".join([*form, method])
+    )
+    for form in (("sd1", "branch"), ("flux1", "branch"), ("flux1", "lora"))
+    for method in ("int8", "nf4", "int8_bnb", "fp8_quanto", "fp8")
+]
+
+
+@pytest.mark.parametrize(("family", "form", "method"), HELD)
+def test_on_a_quantised_base(tiny, home: Path, family: str, form: str, method: str) -> None:
+    """It trains as on the plain base but for the rounding, a branch begins as a copy of the plain weights, and the
+    export draws on either base."""
+    layers = {"layers": [1, 1]} if (family, form) == ("flux1", "branch") else {}
+    adapter = {"kind": "controlnet", "form": form, **layers, **({"rank": 4} if form == "lora" else {})}
+    short = {
+        "validate": None,
+        "extensions": [{"kind": "masked_loss"}],
+        "memory": {"checkpointing": True},
+        "save": {"every": 1, "keep": 9},
+    }
+    recipe, runs = written(home, tiny, family, adapter=adapter, **short), {}
+    for how in ("none", method):
+        runs[how] = home / how
+        settings = [f"memory.quantise={how}", "train.lr=1e-4", "train.steps=2", "train.warmup=0"]
+        assert main(["run", str(recipe), *settings, "--out", str(runs[how])]) == 0
+    said = events(runs[method], "quantised")[0]
+    assert said["bytes"] < said["before"] and said["layers"] > 4
+    plain, rounded = losses(runs["none"]), losses(runs[method])
+    apart = max(abs(rounded[i] - plain[i]) / plain[i] for i in plain)
+    assert 0 < apart < 0.1
+    one, two = (checkpoint.load(runs[how] / "checkpoints" / "step-000001")[0] for how in ("none", method))
+    moved = max((one[k] - two[k]).abs().max().item() for k in one)  # Adam moves each number by at most its rate
+    assert one.keys() == two.keys() and moved <= 2.1e-4
+    columns = [{"label": "base"}, {"label": "whole", "adapter": str(runs[method]), "strength": 50}]
+    request = {
+        "family": family, "source": str(tiny(family)), "options": {"max_tokens": 24} if family == "flux1" else {},
+        "prompts": ["a red photo"], "steps": 2, "size": [64, 48], "contenders": columns, "quantise": method,
+        "controls": [str(home / "edges" / "1.png")],
+    }  # fmt: skip
+    (home / "request.yaml").write_text(yaml.safe_dump(request))
+    assert main(["sample", str(home / "request.yaml"), "--out", str(home / "out")]) == 0
+    base, whole = (np.asarray(Image.open(home / "out" / e["file"])).astype(int) for e in events(home / "out", "sample"))
+    assert np.abs(whole - base).max() > 2
+
+
 SENTENCES = {
     "adapter.form=lora": "adapter.form is lora, but sd1 has only branch",
     "adapter.rank=8": "adapter.rank belongs to adapter.form=lora",

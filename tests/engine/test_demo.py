@@ -15,6 +15,7 @@ from tuner.home import package_recipes
 DEMO = package_recipes() / "demo"
 
 
+@pytest.mark.long
 def test_the_demo_learns_the_style_and_keeps_the_subject(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Half the steps of the demo: the colours come a quarter nearer to the style, and subjects stay recognisable."""
     monkeypatch.setenv("TUNER_HOME", str(tmp_path / "home"))

@@ -49,6 +49,7 @@ CALLS = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("family", CALLS)
 @pytest.mark.parametrize("kind", ["lora", "full"])
 def test_the_export_draws_the_validation_sample_elsewhere(

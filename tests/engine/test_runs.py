@@ -102,6 +102,7 @@ def test_a_finished_run_has_the_files_that_were_promised(straight: Path) -> None
     assert len(set(losses(straight).values())) == STEPS
 
 
+@pytest.mark.long
 def test_killed_three_times_it_ends_bit_equal(
     straight: Path, recipe: Path, environment: dict[str, str], tmp_path: Path
 ) -> None:
@@ -130,6 +131,7 @@ def test_killed_three_times_it_ends_bit_equal(
         assert (out / "samples" / picture.name).read_bytes() == picture.read_bytes()
 
 
+@pytest.mark.long
 def test_a_run_goes_on_beyond_its_end_as_if_it_had_been_longer(
     recipe: Path, environment: dict[str, str], tmp_path: Path
 ) -> None:
@@ -218,6 +220,7 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
+@pytest.mark.long
 def test_samples_that_a_kill_prevented_are_drawn_after_all(
     straight: Path, recipe: Path, environment: dict[str, str], tmp_path: Path
 ) -> None:
@@ -234,6 +237,7 @@ def test_samples_that_a_kill_prevented_are_drawn_after_all(
     assert result(out) == result(straight)
 
 
+@pytest.mark.long
 def test_controls_are_obeyed_and_a_second_start_is_refused(
     recipe: Path, environment: dict[str, str], tmp_path: Path
 ) -> None:
@@ -272,6 +276,7 @@ def wait_for(out: Path, kind: str, count: int = 1) -> None:
         time.sleep(0.01)
 
 
+@pytest.mark.long
 def test_a_full_disk_is_a_sentence_and_keeps_the_last_checkpoint(
     recipe: Path, environment: dict[str, str], tmp_path: Path
 ) -> None:
@@ -306,6 +311,7 @@ print("loaded", *sorted(m for m in sys.modules if m.startswith(("tuner.", "gradi
 """
 
 
+@pytest.mark.long
 def test_a_run_loads_only_what_its_recipe_names(recipe: Path, environment: dict[str, str], tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", LOADED, "run", str(recipe), "train.steps=1", "--out", str(tmp_path / "run")],

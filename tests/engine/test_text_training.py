@@ -180,6 +180,7 @@ def test_masks_and_regularisation_train_too(recipe, tmp_path: Path) -> None:
 # -- what is kept, what comes out --------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_a_stopped_run_goes_on_bit_for_bit(recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With dropout in both adapters, EMA, dropped captions and a stop of the encoders in the second half."""
     groups = {
@@ -214,6 +215,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(recipe, tmp_path: Path, monkeypatch: 
     assert [e["loss"] for e in events(cut, "validation")] == [e["loss"] for e in events(straight, "validation")]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("family", [*(f for f in CALLS if f != "sd1"), pytest.param("sd1", marks=pytest.mark.slow)])
 def test_the_export_draws_the_validation_sample_elsewhere(family: str, recipe, tmp_path: Path) -> None:
     """A plain pipeline with the exported file: at most 1/255 apart, and not so without the encoders' part of it."""

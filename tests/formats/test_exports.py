@@ -9,9 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from PIL import Image
 from safetensors import safe_open
+from safetensors.torch import load_file
 
 from tests.engine.test_runs import pictures
 from tests.tiny import build
@@ -85,6 +87,29 @@ def test_an_older_checkpoint_is_written_again(run: Path, capsys: pytest.CaptureF
     with safe_open(path, "pt") as file:
         kinds = {str(file.get_tensor(k).dtype) for k in file.keys() if "lora_" in k}  # noqa: SIM118
     assert kinds == {"torch.bfloat16"}
+
+
+def test_a_file_from_elsewhere_is_written_in_all_formats_with_a_journal(run: Path, tmp_path: Path) -> None:
+    given = tmp_path / "found.safetensors"
+    given.write_bytes((run / "export" / "kohya" / "a run.safetensors").read_bytes())
+    job, source = tmp_path / "job", yaml.safe_load((run / "recipe.yaml").read_text())["source"]
+    base = ["--family", "flux1", "--model", source]
+    assert main(["export", str(given), "--out", str(job / "export"), "--job", str(job), *base]) == 0
+    told = follow(job / "events.jsonl")[0]
+    assert [e["kind"] for e in (told[0], told[-1])] == ["started", "finished"]
+    files = next(e for e in told if e["kind"] == "export")["files"]
+    assert [f["format"] for f in files] == ["diffusers", "comfyui", "kohya"]
+    assert not any(f["problems"] for f in files) and all((job / "export" / f["path"]).is_file() for f in files)
+    ours, theirs = (load_file(p / "kohya" / name) for p, name in
+                    ((run / "export", "a run.safetensors"), (job / "export", "found.safetensors")))  # fmt: skip
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[k], theirs[k]) for k in ours)
+
+
+def test_what_stands_in_the_way_is_in_the_journal(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "odd.safetensors").write_bytes(b"no such file")
+    assert main(["export", str(tmp_path / "odd.safetensors"), "--job", str(tmp_path / "job")]) == 1
+    last = follow(tmp_path / "job" / "events.jsonl")[0][-1]
+    assert last["kind"] == "failed" and last["user"] and "odd.safetensors" in last["error"]
 
 
 @pytest.mark.parametrize(

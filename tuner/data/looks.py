@@ -95,7 +95,9 @@ class Looks:
         from pyarrow import parquet  # noqa: PLC0415
 
         try:
-            table = parquet.read_table(self._file, columns=list(COLUMNS))
+            # one file, read as such: read_table is for data sets of many files, and loads pandas for them
+            with parquet.ParquetFile(self._file) as file:
+                table = file.read(columns=list(COLUMNS))
         except (OSError, pa.ArrowException):
             return {}
         rows = zip(*(table.column(name).to_pylist() for name in COLUMNS), strict=True)
