@@ -96,6 +96,7 @@ def test_chinese_on_every_screen_and_the_users_words_as_they_are(address: str) -
             shot(page, f"{name}-zh-CN")
             texts = [t for t in page.evaluate(VISIBLE) if not re.search(r"[\u4e00-\u9fff]", t)]
             english |= {t: name for t in texts if not NAMES.fullmatch(t)}
+        print("\n".join(f"{s}: {t}" for t, s in english.items()))
         assert english == {}
         spent = costs(page)
         print(f"translating what a training draws: {spent:.2f} ms a second")
