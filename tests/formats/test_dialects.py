@@ -295,3 +295,27 @@ def test_what_cannot_be_taken_apart_is_said(tmp_path: Path) -> None:
         read(tmp_path, chosen, tensors | {f"{name}.dora_scale": torch.ones(1, 32)})
     with pytest.raises(UserError, match="oft over several modules in one mixes their rows"):
         read(tmp_path, chosen, {f"{name}.oft_blocks": torch.zeros(4, 24, 24)})
+
+
+B0 = "diffusion_model.double_blocks.0"
+UNREAD = {
+    "peft's OFT": ("base_model.model.transformer_blocks.0.attn.to_q.oft_R.default.weight", "turns the inputs"),
+    "OneTrainer's OFT": ("lora_transformer_transformer_blocks_0_attn_to_q.oft_R.weight", "turns the inputs"),
+    "FLUX.1's control tools, norms": (f"{B0}.img_attn.norm.key_norm.set_weight", "replaces a weight"),
+    "FLUX.1's control tools, size": ("diffusion_model.img_in.reshape_weight", "widens a layer"),
+    "HRA": ("base_model.model.transformer_blocks.0.attn.to_q.hra_u", "but peft reads"),
+    "a parameter of Wan": ("diffusion_model.blocks.0.modulation.diff", "belongs to no layer"),
+    "a parameter of LTX": ("diffusion_model.transformer_blocks.0.scale_shift_table.diff", "belongs to no layer"),
+    "what nobody knows": ("diffusion_model.img_in.mystery", ""),
+}
+
+
+@pytest.mark.parametrize("kind", UNREAD)
+def test_keys_that_are_not_read_are_listed_with_the_reason(kind: str, tmp_path: Path) -> None:
+    key, reason = UNREAD[kind]
+    layers = lora(model("flux1"), ("attn.to_q",))
+    known = pairs(layers, lambda m: f"transformer.{m}", *PEFT)
+    contents = read(tmp_path, model("flux1"), {**known, key: torch.ones(2, 2)})
+    assert contents.leftover == [key] and len(contents.layers) == len(layers)
+    said = told(contents, tmp_path / "a.safetensors")
+    assert key in said and reason in said and ("1 of them" in said) == bool(reason)

@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from tests.toolbox import made
 from tests.toolbox.test_models import adapter, draw, hashes
 from tuner.__main__ import main
+from tuner.errors import UserError
 from tuner.formats.layers import Layer
 from tuner.source import Source
 from tuner.toolbox import model as models
@@ -404,3 +405,21 @@ def test_a_file_that_would_not_be_read_back_is_not_written(
     assert "3 keys were not understood" in err
     assert sorted(p.name for p in tmp_path.iterdir()) == [path.name]
     shutil.rmtree(tmp_path)
+
+
+def test_a_file_for_peft_comes_with_its_configuration_or_not_at_all(
+    checkpoints, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = models.choose("pixart_sigma", str(checkpoints("pixart_sigma")))
+    layers, path = adapter(model.source, "transformer")[:2], tmp_path / "adapter_model.safetensors"
+    with monkeypatch.context() as patch:
+        patch.setattr("tuner.formats.verify.check", lambda *_: ["it is wrong"])
+        with pytest.raises(AssertionError, match="it is wrong"):
+            write(layers, model, path, Order("diffusers", "fp32"), {})
+    assert list(tmp_path.iterdir()) == []
+    write(layers, model, path, Order("diffusers", "fp32"), {})
+    assert {p.name for p in tmp_path.iterdir()} == {path.name, "adapter_config.json"}
+    path.unlink()
+    with pytest.raises(UserError, match=r"adapter_config\.json is there already"):
+        write(layers, model, path, Order("diffusers", "fp32"), {})
+    assert not path.exists()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -52,6 +52,19 @@ NEEDED = {
     "diff": ({"weight"}, {"bias"}),
 }
 """The sets of tensors of which a layer of each kind must have one whole."""
+UNREAD: tuple[tuple[re.Pattern[str], str], ...] = tuple(
+    (re.compile(pattern), reason)
+    for pattern, reason in (
+        (r"\.oft_R\b", "OFT as peft and OneTrainer write it turns the inputs by a series whose length no key states"),
+        (r"\.set_weight$", "it replaces a weight, and adapters here only add to one"),
+        (r"\.reshape_weight$", "it widens a layer, which makes another network of the base"),
+        (r"\.(hra_u|miss_block|vera_lambda_[bd]|randlora_\w+|lora_embedding_[AB])\b",
+         "no program but peft reads this kind"),
+        (r"(modulation|scale_shift_table|_table|pos_embed|_token)\.(diff|w_norm)$",
+         "it changes a parameter that belongs to no layer"),
+    )
+)  # fmt: skip
+"""Keys of adapters that are known and still not read, and why."""
 PEFT_MARK = re.compile(r"\.lora_[AB]\b|\.ia3_l|\.lora_magnitude_vector")
 Metadata = Mapping[str, Any]
 
@@ -84,7 +97,7 @@ def understood(file: opened.File, places: Places, as_comfyui: bool = False) -> C
     contents, written = Contents([], file.metadata, leftover), Counter[str]()
     for name, entry in entries.items():
         found, dialect = places.candidates(name)
-        layers = list(_layers(name, entry, file.path))
+        layers = list(layers_of(name, entry, file.path))
         if not found or not layers:
             contents.leftover += [k for keys in entry.keys.values() for k in keys]
             continue
@@ -150,7 +163,7 @@ def _family_kind(kind: str) -> str:
     return "oft" if kind == "boft" else kind
 
 
-def _layers(name: str, entry: Entry, path: Path) -> Iterator[Layer]:
+def layers_of(name: str, entry: Entry, path: Path) -> Iterator[Layer]:
     """One layer per kind that is whole (a LoRA and the difference of a bias may stand together)."""
     alpha = entry.common.get("alpha")
     for kind, tensors in entry.tensors.items():
@@ -306,8 +319,8 @@ def matched(contents: Contents, path: Path, family: str) -> Contents:
     if not contents.layers:
         first = contents.leftover[0] if contents.leftover else "no key"
         raise UserError(
-            f"{path} does not fit {family}: none of its {len(contents.leftover)} keys has a place there ({first} ...); "
-            "choose an adapter of this family."
+            f"{path} does not fit {family}: none of its {len(contents.leftover)} keys has a place there ({first} ...)"
+            f"{''.join(f'; {r}' for r in reasons(contents.leftover))}; choose an adapter of this family."
         )
     return contents
 
@@ -321,7 +334,14 @@ def told(contents: Contents, path: Path) -> str:
     verb = "key has" if count == 1 else "keys have"
     return (
         f"{count} {verb} no place in this model and {'is' if count == 1 else 'are'} left out of {path}: {shown}{more}"
+        f"{''.join(f'; {r}' for r in reasons(contents.leftover))}"
     )
+
+
+def reasons(leftover: Iterable[str]) -> list[str]:
+    """Why keys were not understood, each reason once with how many keys it is of; none for names that are unknown."""
+    counted = Counter(next((r for pattern, r in UNREAD if pattern.search(key)), "") for key in leftover)
+    return [f"{n} of them: {reason}" for reason, n in counted.items() if reason]
 
 
 Reader = Callable[[Path], Contents]

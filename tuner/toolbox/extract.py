@@ -12,7 +12,7 @@ from ..errors import UserError
 from ..formats.layers import Layer
 from ..source import Source
 from .kept import Kept
-from .lowrank import Cut, factors, of_matrix, plain, total
+from .lowrank import Cut, best, factors, plain, total
 from .weights import Weights
 
 DENOISERS = ("unet", "transformer", "transformer_2", "prior")
@@ -150,8 +150,7 @@ def _take(
     kind, size = kinds.get(module), difference.double().norm().item()
     dense = isinstance(kind, nn.Linear) or (isinstance(kind, nn.Conv1d | nn.Conv2d | nn.Conv3d) and kind.groups == 1)
     if dense and name == "weight":
-        ranked = of_matrix(difference.flatten(1))
-        layer = plain(part, module, ranked.cut(how.cut.of(ranked.values)), tuple(difference.shape), how.dtype)
+        layer = plain(part, module, best(difference.flatten(1), how.cut), tuple(difference.shape), how.dtype)
         pair = factors(layer)
         assert pair is not None
         missing = (difference.flatten(1).double() - pair[0] @ pair[1]).norm().item()

@@ -86,7 +86,7 @@ def alone(file: opened.File) -> Contents:
     stated = opened.settings(file)
     contents, written = Contents([], file.metadata, leftover), Counter[str]()
     for name, entry in entries.items():
-        found = list(dialects._layers(name, entry, file.path))
+        found = list(dialects.layers_of(name, entry, file.path))
         if not found:
             contents.leftover += [k for keys in entry.keys.values() for k in keys]
             continue
@@ -178,7 +178,8 @@ def warnings(report: dict[str, Any]) -> list[str]:
         told.append(f"{zero} of {report['layers']} layers {'is' if zero == 1 else 'are'} zero: {never}.")
     if left := report["leftover"]:
         verb = "key was" if len(left) == 1 else "keys were"
-        told.append(f"{len(left)} {verb} not understood, such as {left[0]}.")
+        why = "".join(f"; {reason}" for reason in dialects.reasons(left))
+        told.append(f"{len(left)} {verb} not understood, such as {left[0]}{why}.")
     if private := report["metadata"]["private"]:
         what = ", ".join(f"{v} ({k})" for k, v in private.items())
         told.append(f"The metadata holds {what}; `lora convert --metadata share` leaves that out.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,11 +68,12 @@ def adapter(layers: Sequence[Layer], model: Model, target: Path, order: Order, s
     facts = kept(said, order.metadata)
     told = metadata.header(tensors, layers, model.places.names, facts, order.metadata)
     header = {"format": "pt", **told, **sheet.metadata}
-    with place.new(target, sum(v.nbytes for v in tensors.values())) as partial:
+    with ExitStack() as stack:
+        if sheet.config is not None:  # beside the file, and like it whole or not at all
+            beside = stack.enter_context(place.new(target.with_name("adapter_config.json")))
+            beside.write_text(json.dumps(sheet.config, indent=2, default=str) + "\n", encoding="utf-8")
+        partial = stack.enter_context(place.new(target, sum(v.nbytes for v in tensors.values())))
         save_file(tensors, partial, header)
-        if sheet.config is not None:
-            text = json.dumps(sheet.config, indent=2, default=str)
-            target.with_name("adapter_config.json").write_text(text + "\n", encoding="utf-8")
         against = verify.Check(layers, model.places, model.weight, order.precision)
         if problems := verify.check(partial, order.to, against, model.pipeline, layout):
             raise AssertionError(f"{target} would not be what it should: {'; '.join(problems)}")
