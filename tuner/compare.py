@@ -19,7 +19,7 @@ from pydantic import Field, ValidationError
 from safetensors import SafetensorError
 
 from . import adapters, device, families, prepare, quantise, sample
-from .adapters import controlnet, lora, lycoris
+from .adapters import controlnet, lora
 from .adapters.start import find
 from .adapters.text import weigh
 from .data import tensor
@@ -273,7 +273,7 @@ class _Contender:
 
     def _with(self, given: file.File) -> Parts:
         """An adapter file: through the library's own loader where that reads all of it, else through ours."""
-        if lycoris.STATED in given.metadata:
+        if file.STATED in given.metadata:
             return self._held(self._fresh(self.source), lambda parts: self._lycoris(parts, given))
         speaks = bool(self.family.trainable_text) and any(name.startswith(TEXT) for name in given.tensors)
         read: list[Contents] = []
@@ -293,7 +293,7 @@ class _Contender:
 
     def _lycoris(self, parts: Parts, given: file.File) -> bool:
         """A checkpoint of ours, whose scales stand in its settings."""
-        spec = LycorisSpec.model_validate_json(given.metadata[lycoris.STATED])
+        spec = LycorisSpec.model_validate_json(given.metadata[file.STATED])
         adapter: Any = adapters.build(spec, self.family, parts)
         adapter.load_state_dict(given.tensors)
         adapter.strength = self.contender.strength

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from .adapter import Layered, Written
+from .errors import UserError
 from .family import Family
 from .formats import metadata, verify, write
 from .formats.apply import plain_weight
@@ -124,6 +125,11 @@ def files(layers: Sequence[Layer], order: Order) -> list[Written]:
     """
     if not layers:
         raise AssertionError("an adapter without layers")
+    if biased := [layer for layer in layers if "biased" in layer.tensors]:
+        raise UserError(
+            f"{biased[0].part}.{biased[0].module} is of peft's IA3, which scales biases too; only peft's own file says "
+            "so. Bake it into a model with `tuner lora bake` instead."
+        )
     places = Places(order.names, {part: shapes(network) for part, network in order.networks.items()})
     layers = [_own_name(layer, places) for layer in layers]
     against = verify.Check(layers, places, order.weight, order.wish.precision)

@@ -116,33 +116,33 @@ def _nf4_bytes(rows: int, columns: int, plain: int) -> float:
     return rows * columns / 2 + blocks + 4 * -(-blocks // 256) + 4 * (16 + 256 + 1)
 
 
-OURS = frozenset({"lora", "lycoris", "controlnet"})
+ALL = frozenset({"lora", "lycoris", "peft", "controlnet"})
 """Adapters that do not depend on how torchao's tensors are made."""
 METHODS: dict[str, Method] = {
     "int8": Method(
         "optimum-quanto", "optimum.quanto", "8-bit integers, a scale per row",
-        "it works on every device and is closest to the original", _scaled, _quanto("qint8"), OURS,
+        "it works on every device and is closest to the original", _scaled, _quanto("qint8"), ALL,
     ),
     "int4": Method(
         "optimum-quanto", "optimum.quanto", "4-bit integers, a scale per 128 weights",
-        "it is the smallest without bitsandbytes", _int4_bytes, _quanto("qint4"), OURS,
+        "it is the smallest without bitsandbytes", _int4_bytes, _quanto("qint4"), ALL,
     ),
     "fp8_quanto": Method(
         "optimum-quanto", "optimum.quanto", "8-bit floats (e4m3), a scale per row",
-        "weights of very different size keep their digits", _scaled, _quanto("qfloat8_e4m3fn"), OURS,
+        "weights of very different size keep their digits", _scaled, _quanto("qfloat8_e4m3fn"), ALL,
     ),
     "int8_bnb": Method(
         "bitsandbytes", "bitsandbytes", "8-bit integers, a scale per row, multiplied as integers",
         "its products are fast on large CUDA devices", lambda rows, columns, _: rows * columns + 4 * rows, _int8_bnb,
-        OURS,
+        ALL,
     ),
     "nf4": Method(
         "bitsandbytes", "bitsandbytes", "4-bit normal floats with scales in 8 bits (QLoRA)",
-        "it is the smallest that trains well", _nf4_bytes, _nf4, OURS,
+        "it is the smallest that trains well", _nf4_bytes, _nf4, ALL,
     ),
     "fp8": Method(
         "diffusers", "diffusers", "8-bit floats (e4m3) without scales, cast layer by layer for computing",
-        "it needs no further library and no kernels", lambda rows, columns, _: rows * columns, None, OURS,
+        "it needs no further library and no kernels", lambda rows, columns, _: rows * columns, None, ALL,
     ),
     "int8_torchao": Method(
         "torchao", "torchao", "8-bit integers, a scale per row",
@@ -494,6 +494,13 @@ def _refused(method: str, adapter: Any) -> str:
         return f"adapter.kind={adapter.kind} does not work on it; {way}, or adapter.kind=lora."
     if adapter.kind == "lycoris" and adapter.algorithm == "full":
         return "algorithm=full adds to the weights themselves, which are rounded; take another algorithm, or none."
-    if getattr(adapter, "init", "default") in ("pissa", "olora"):
-        return f"adapter.init={adapter.init} begins with the base's own weights, which are rounded; take another init."
+    if adapter.kind == "lora" and adapter.dora and method in NO_DORA:
+        return f"adapter.dora does not work on it ({NO_DORA[method]}); take int8 or nf4, or turn adapter.dora off."
     return ""
+
+
+NO_DORA = {
+    "fp8": "it measures the weights outside of the layer, where they are not cast back",
+    "int8_bnb": "peft reads the scales of the weights away from bitsandbytes",
+}
+"""Where peft's DoRA fails, and why."""

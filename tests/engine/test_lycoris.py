@@ -621,7 +621,9 @@ def test_it_trains_over_a_quantised_network(method: str, name: str, rigs: Callab
 # -- runs --------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("algorithm", ["lokr", "loha", "dylora"])
+@pytest.mark.parametrize(
+    "algorithm", ["dylora", *(pytest.param(a, marks=pytest.mark.families) for a in ("lokr", "loha"))]
+)
 def test_a_resumed_run_is_the_same_to_the_last_bit(
     algorithm: str, tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -15,6 +15,7 @@ from torch.utils.hooks import RemovableHandle
 from ..adapter import Named, on_cpu
 from ..errors import UserError
 from ..family import Family
+from ..formats.file import STATED
 from ..formats.layers import Layer
 from ..recipe import READ, LycorisKnobs, LycorisSpec, Recipe
 from ..types import Parts
@@ -22,8 +23,6 @@ from .lora import layers_for
 
 TREE = "lycoris_net"
 """Where the adapter stands in the denoiser's own tree: what moves, shards or lists the denoiser reaches it."""
-STATED = "tuner_lycoris"
-"""The key of a checkpoint's header under which the settings of each module stand."""
 
 
 class Lycoris(Named):

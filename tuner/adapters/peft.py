@@ -2,6 +2,9 @@
 
 MiSS and HRA change a weight by a product of low rank, so that their result is written as a plain LoRA, exactly, and
 loads wherever one does. IA3 is not of low rank; it is written as peft's own file.
+
+HRA's reflections are put on what goes into a layer. peft builds the reflected weight in every step instead, at ten
+times the cost, and needs plain weights for it.
 """
 
 from __future__ import annotations
@@ -13,9 +16,11 @@ from typing import Any
 
 import peft
 import torch
+from peft.tuners.hra.layer import HRAConv2d, HRALinear
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.nn import functional
 
 from ..adapter import Written
 from ..errors import UserError
@@ -42,6 +47,12 @@ class Peft(Injected):
             "hra": lambda: peft.HRAConfig(r=spec.rank, target_modules=layers),
         }[spec.algorithm]()
         super().__init__(made, denoiser, part, layers)
+        if spec.algorithm == "hra":
+            for module in self.modules.values():
+                module.__class__ = Reflected if isinstance(module, HRALinear) else ReflectedConv
+        for module in self.modules.values():
+            # diffusers' casting of layers asks every layer of peft for it, and IA3's lack it (0.21.2)
+            module.cast_input_dtype_enabled = True
 
     def layers(self) -> list[Layer]:
         """The adapter as it stands, in the form of all files; float32, on the CPU."""
@@ -98,22 +109,55 @@ def _miss(part: str, name: str, module: Any) -> Layer:
 
 
 def _hra(part: str, name: str, module: Any) -> Layer:
-    """W H_1 ... H_r with H_i = I - 2 u_i u_i' (Yuan et al. 2024): I + C U' with c_i = -2 H_1 ... H_(i-1) u_i."""
+    """W H_1 ... H_r with H_i = I - 2 u_i u_i' (Yuan et al. 2024): W - W U T U'."""
     weight = plain_weight(module.base_layer)
     assert weight is not None
     weight = weight.cpu().float()
-    u = module.hra_u["default"].detach().cpu()
-    u = u / u.norm(dim=0)
-    columns = []
-    for i in range(u.shape[1]):
-        column = u[:, i]
-        for j in reversed(range(i)):
-            column = column - 2 * u[:, j] * (u[:, j] @ column)
-        columns.append(-2 * column)
-    up: Tensor = weight.flatten(1) @ torch.stack(columns, 1)
-    down = u.T.reshape(-1, *weight.shape[1:])
+    u, t = _chain(module.hra_u["default"].detach().cpu())
+    up = -(weight.flatten(1) @ u @ t)
     up = up.reshape(*up.shape, *[1] * (weight.ndim - 2))
-    return Layer(part, name, "lora", {"down": down.contiguous(), "up": up}, float(u.shape[1]))
+    return Layer(part, name, "lora", {"down": u.T.reshape(-1, *weight.shape[1:]).contiguous(), "up": up},
+                 float(u.shape[1]))  # fmt: skip
+
+
+def _chain(u: Tensor) -> tuple[Tensor, Tensor]:
+    """(U, T) with H_1 ... H_r = I - U T U', the columns of U being those of `u` [in, r] at length 1.
+
+    T is the inverse of the part of U'U above the diagonal with halves on it (Puglisi 1992).
+    """
+    u = u.float() / u.float().norm(dim=0)
+    one = torch.eye(u.shape[1], device=u.device)
+    return u, torch.linalg.solve_triangular(torch.triu(u.T @ u, 1) + one / 2, one, upper=True)
+
+
+class Reflected(HRALinear):
+    """A linear layer whose input is reflected: its weight, which may be quantised, is not looked at."""
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """The layer's answer; in float32, since what is subtracted at the start adds up to zero."""
+        if self.disable_adapters:
+            return self.base_layer(x)
+        with torch.autocast(x.device.type, enabled=False):
+            u, t = _chain(self.hra_u["default"])
+            turned = x.float() - x.float() @ u @ t.T @ u.T
+        return self.base_layer(turned.to(x.dtype))
+
+
+class ReflectedConv(HRAConv2d):
+    """A convolution with the change of its weight beside it, as two small convolutions."""
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """See `Reflected.forward`."""
+        base: Any = self.base_layer
+        out = base(x)
+        if self.disable_adapters:
+            return out
+        with torch.autocast(x.device.type, enabled=False):
+            u, t = _chain(self.hra_u["default"])
+            up = -(base.weight.float().flatten(1) @ u @ t)
+            down = u.T.reshape(-1, *base.weight.shape[1:])
+            seen = functional.conv2d(x.float(), down, None, base.stride, base.padding, base.dilation)
+            return out + functional.conv2d(seen, up[..., None, None]).to(out.dtype)
 
 
 def build(spec: PeftSpec, family: Family, parts: Parts) -> Peft:

@@ -57,7 +57,8 @@ def _one(network: nn.Module, layer: Layer, applied: Applied) -> RemovableHandle:
     change = layer.delta(weight)
     low = layer.kind == "lora" and not {"magnitude", "base_magnitude", "mid"} & set(layer.tensors) and weight.ndim == 2
     kept = _factors(layer, weight) if low else (change.to(weight.device),)
-    bias = layer.bias()
+    own = getattr(module, "bias", None)
+    bias = None if own is None and "biased" in layer.tensors else layer.bias(own)
 
     def hook(_: nn.Module, args: tuple[Any, ...], out: Tensor) -> Tensor:
         if applied.strength == 0.0:

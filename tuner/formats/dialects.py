@@ -97,7 +97,7 @@ def understood(file: opened.File, places: Places, as_comfyui: bool = False) -> C
     contents, written = Contents([], file.metadata, leftover), Counter[str]()
     for name, entry in entries.items():
         found, dialect = places.candidates(name)
-        layers = list(layers_of(name, entry, file.path))
+        layers = list(layers_of(name, entry, file.path, stated))
         if not found or not layers:
             contents.leftover += [k for keys in entry.keys.values() for k in keys]
             continue
@@ -163,7 +163,7 @@ def _family_kind(kind: str) -> str:
     return "oft" if kind == "boft" else kind
 
 
-def layers_of(name: str, entry: Entry, path: Path) -> Iterator[Layer]:
+def layers_of(name: str, entry: Entry, path: Path, stated: Metadata) -> Iterator[Layer]:
     """One layer per kind that is whole (a LoRA and the difference of a bias may stand together)."""
     alpha = entry.common.get("alpha")
     for kind, tensors in entry.tensors.items():
@@ -171,7 +171,7 @@ def layers_of(name: str, entry: Entry, path: Path) -> Iterator[Layer]:
             continue
         if any(0 in t.shape for t in tensors.values()):
             raise UserError(f"{path}: {name} has rank 0, so it holds nothing; train it with a rank of 1 or more.")
-        stated = None if alpha is None or kind == "diff" else float(alpha.flatten()[0])
+        scale = None if alpha is None or kind == "diff" else float(alpha.flatten()[0])
         own = dict(tensors)
         if kind in ("lora", "loha", "lokr"):
             if "rows" in entry.common:
@@ -180,16 +180,23 @@ def layers_of(name: str, entry: Entry, path: Path) -> Iterator[Layer]:
                 own["magnitude"] = entry.common["magnitude"]
         shown: Kind = "boft" if kind == "oft" and own["blocks"].ndim == 4 else kind  # type: ignore[assignment]
         if kind == "ia3" and "on_input" not in own:  # PEFT keeps the factor itself, LyCORIS what it has over 1
-            own["on_input"] = own["weight"].new_tensor(float(_over_input(own["weight"])))
-            own["weight"] = own["weight"].flatten() - 1
-        layer = Layer("", name, shown, own, stated)
+            own = _over_one(own["weight"], name, stated)
+        layer = Layer("", name, shown, own, scale)
         _agree(layer, path)
         yield layer
 
 
-def _over_input(vector: Tensor) -> bool:
-    """PEFT's IA3: [1, in] where it scales what comes in, [out, 1] where it scales the answer."""
-    return vector.ndim > 1 and vector.shape[0] == 1
+def _over_one(factor: Tensor, name: str, stated: Metadata) -> dict[str, Tensor]:
+    """PEFT's IA3: [1, in] where it scales what comes in, [out, 1] where it scales the answer and so the bias too.
+
+    For convolutions, which have [1, n, 1, 1] in both cases, its settings name the layers of the first sort.
+    """
+    over_input = factor.ndim > 1 and factor.shape[0] == 1
+    if factor.ndim > 2:
+        named = [v for k, v in stated.items() if k.rpartition(".")[2] == "feedforward_modules"]
+        over_input = any(f".{name}".endswith(f".{end}") for ends in named for end in ends or ())
+    own = {"weight": factor.flatten() - 1, "on_input": factor.new_tensor(float(over_input))}
+    return own if over_input else {**own, "biased": factor.new_tensor(1.0)}
 
 
 RANKS = {

@@ -30,6 +30,10 @@ MARKS = re.compile(
 """What some key of every adapter contains."""
 
 
+STATED = "tuner_lycoris"
+"""The key of the header of our LyCORIS checkpoints under which the settings of each module stand."""
+
+
 @dataclass(frozen=True)
 class File:
     """What a safetensors file holds, on the CPU."""
@@ -46,9 +50,10 @@ def read(path: Path) -> File:
     try:
         with safe_open(path, "pt") as opened:
             names = list(opened.keys())
-            _refuse_model(path, names)
-            tensors = {name: opened.get_tensor(name) for name in names}
             metadata = dict(opened.metadata() or {})
+            if STATED not in metadata:
+                _refuse_model(path, names)
+            tensors = {name: opened.get_tensor(name) for name in names}
     except SafetensorError as error:
         raise UserError(f"{path} is damaged or was not copied whole ({error}); fetch it again.") from None
     for name, value in tensors.items():

@@ -27,7 +27,7 @@ class Layer:
     oft: blocks [n, s, s], rescale [out, 1, ...]. boft: blocks [stages, n, s, s], rescale. Their alpha is the limit of
     the rotation per output channel, 0 for none.
     glora: a1 [in, r], a2 [r, in], b1 [out, r], b2 [r, in, ...], bm (Tucker).
-    ia3: weight [out] or [in], and on_input (0 or 1).
+    ia3: weight [out] or [in], and on_input (0 or 1); `biased` where it scales the base's bias too, as peft's does.
     diff: weight and bias, either may be missing (full difference, norms).
     """
 
@@ -65,8 +65,18 @@ class Layer:
             change = _over_base(_needed(self, base), change, tensors["base_magnitude"])
         return change if base is None else change.reshape(base.shape)
 
-    def bias(self) -> Tensor | None:
-        """What it adds to the module's bias, float32."""
+    def bias(self, base: Tensor | None = None) -> Tensor | None:
+        """What it adds to the module's bias, float32.
+
+        base: the bias itself, None without one; `ValueError` where it may be needed and is not given.
+        """
+        if "biased" in self.tensors:
+            if base is None:
+                raise ValueError(
+                    f"{self.part}.{self.module} (peft's ia3) scales the base's bias too, which no other file can say; "
+                    "bake it into a model with `tuner lora bake`"
+                )
+            return base.float() * self.tensors["weight"].float().to(base.device)
         given = self.tensors.get("bias")
         if given is None:
             return None

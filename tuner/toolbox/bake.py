@@ -96,7 +96,8 @@ def _wanted(adapters: Sequence[tuple[Sequence[Layer], float]], part: str, weight
             names = []
             if layer.kind != "diff" or "weight" in layer.tensors:
                 names.append(("weight", False))
-            if "bias" in layer.tensors:
+            scales = "biased" in layer.tensors and weights.key(f"{layer.module}.bias") is not None
+            if "bias" in layer.tensors or scales:
                 names.append(("bias", True))
             for name, is_bias in names:
                 key = weights.key(f"{layer.module}.{name}")
@@ -169,7 +170,7 @@ def _changed(weight: Tensor, wanted: list[tuple[Layer, float, bool]], dtype: tor
     base = weight.float()
     sum_ = torch.zeros_like(base)
     for layer, strength, is_bias in wanted:
-        one = layer.bias() if is_bias else change(layer, lambda _: base)
+        one = layer.bias(base) if is_bias else change(layer, lambda _: base)
         if one is None or one.shape != base.shape:
             has = None if one is None else list(one.shape)
             raise UserError(

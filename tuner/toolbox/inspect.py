@@ -86,7 +86,7 @@ def alone(file: opened.File) -> Contents:
     stated = opened.settings(file)
     contents, written = Contents([], file.metadata, leftover), Counter[str]()
     for name, entry in entries.items():
-        found = list(dialects.layers_of(name, entry, file.path))
+        found = list(dialects.layers_of(name, entry, file.path, stated))
         if not found:
             contents.leftover += [k for keys in entry.keys.values() for k in keys]
             continue

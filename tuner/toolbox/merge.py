@@ -180,7 +180,10 @@ def _has_matrix(group: Weighted) -> bool:
 
 
 def _with_bias(new: Layer, group: Weighted, dtype: torch.dtype) -> Layer:
-    given = [strength * bias for layer, strength in group if (bias := layer.bias()) is not None]
+    try:
+        given = [strength * bias for layer, strength in group if (bias := layer.bias()) is not None]
+    except ValueError as error:
+        raise UserError(f"{error}.") from None
     if not given:
         return new
     return replace(new, tensors={**new.tensors, "bias": torch.stack(given).sum(0).to(dtype)})
