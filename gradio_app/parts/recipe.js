@@ -165,7 +165,7 @@ Tuner.recipe = (element, trigger, props, watch) =>
       ]);
 
     // What a recipe of the user's own says of itself is the user's text.
-    const told = (id) => (String(id).startsWith("own:") ? "no" : null);
+    const whose = (id) => (String(id).startsWith("own:") ? "no" : null);
     const card = (c, chosen) =>
       h(
         "button",
@@ -191,7 +191,7 @@ Tuner.recipe = (element, trigger, props, watch) =>
           { class: "t-recipe-text" },
           h("strong", { translate: "no" }, c.name),
           c.model && h("span", { class: "t-recipe-model", translate: "no" }, c.model),
-          h("span", { class: "t-recipe-desc", title: c.description, translate: told(c.id) }, c.reason || c.description),
+          h("span", { class: "t-recipe-desc", title: c.description, translate: whose(c.id) }, c.reason || c.description),
           h(
             "span",
             { class: "t-recipe-foot" },
@@ -418,7 +418,7 @@ Tuner.recipe = (element, trigger, props, watch) =>
       part.draw("density", v.density, (d) => d.points && plot(d));
       part.draw("head", [v.title, v.description, v.chosen], ([title, text, chosen]) => [
         h("h2", { translate: "no" }, title),
-        h("p", { class: "t-quiet", translate: told(chosen) }, text),
+        h("p", { class: "t-quiet", translate: whose(chosen) }, text),
       ]);
       part.draw("basic", shape(v.basic), () => v.basic.map(labelled));
       part.draw("length", shape(v.length), () => v.length.map(labelled));

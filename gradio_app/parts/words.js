@@ -13,6 +13,7 @@
   // -- from English into a language ------------------------------------------------------------------------------------
   const plain = (text) => text.replace(/[.*+?^${}()|[\]\\]/g, "\\$&");
   const HOLE = /\{(\*?\w+)\}/;
+  const BORDER = /(?<=[.!?…:]) +/;
   const NUMBER = "(-?\\d[\\d.,e+-]*)";
   const pattern = (source, target) => {
     const bits = source.split(HOLE), // text, name, text, name, ..., text
@@ -41,16 +42,24 @@
       }
       return undefined;
     };
+    // Sentences that are all known by themselves: else a pattern's value could reach over their borders.
+    const sentences = (text) => {
+      const parts = text.split(BORDER),
+        said = parts.length > 1 ? parts.map((part) => say(part)) : [];
+      return parts.length > 1 && said.every((part, i) => part !== parts[i]) ? tied(said) : undefined;
+    };
+    const tied = (said, glue = " ") => said.join(glue).replace(/([。？！：]) /g, "$1");
     // Several texts in one: facts in a row, sentences; in a value, which is ours, also a list, when all of it is known.
     const joined = (text, inner) => {
-      for (const [joint, glue, list] of [[" · ", " · "], [/(?<=[.!?…:]) +/, " "], [", ", exact.get(", ") || ", ", true]]) {
+      for (const [joint, glue] of [[" · ", " · "], [BORDER, " "], [", "], [" and "]]) {
+        const list = glue === undefined;
         if (list && !inner) continue;
         const parts = text.split(joint);
         if (parts.length < 2) continue;
         const said = parts.map((part) => say(part, inner));
         const changed = said.filter((part, i) => part !== parts[i] || !/[A-Za-z]/.test(part)).length;
         if (!changed || (list && changed < parts.length)) continue;
-        return said.join(glue).replace(/([。？！：]) /g, "$1");
+        return tied(said, list ? (exact.get(joint) ?? joint) : glue);
       }
       return undefined;
     };
@@ -58,7 +67,7 @@
       const key = (inner ? "*" : " ") + text;
       if (memory.has(key)) return memory.get(key);
       if (memory.size > MOST) memory.clear();
-      const said = exact.get(text) ?? filled(text) ?? joined(text, inner) ?? text;
+      const said = exact.get(text) ?? sentences(text) ?? filled(text) ?? joined(text, inner) ?? text;
       memory.set(key, said);
       return said;
     };
