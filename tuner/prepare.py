@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from . import adapters, assistants, device, export, extensions, families, optimizers, quantise
-from .adapters import start
+from .adapters import _lycoris_start, start
 from .data import index, plan, sampler
 from .data.item import Kind
 from .device import Device
@@ -161,7 +161,7 @@ def resolve(recipe: Recipe, family: Family, source: Source, geometry: Geometry, 
 def _adapter(recipe: Recipe, family: Family, source: Source, lr: float) -> AdapterSpec:
     spec = recipe.adapter
     if isinstance(spec, LycorisSpec):
-        return spec.filled()
+        return _lycoris_start.understood(spec, family, source) if spec.start else spec.filled()
     if isinstance(spec, ControlSpec) and family.control is not None:
         form = spec.form or family.control.forms[0]
         alpha = spec.alpha or float(spec.rank) if form == "lora" else spec.alpha

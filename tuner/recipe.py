@@ -212,6 +212,11 @@ class LycorisSpec(LycorisKnobs):
         "each entry complete but for rank and alpha, which it takes from above; the first pattern that fits counts",
         "expert",
     )
+    start: str | None = setting(
+        None,
+        "Go on from this adapter: a file, a run folder or a checkpoint. Its algorithms, ranks, alphas and layers are "
+        "taken from it",
+    )
 
     def filled(self, rank: int = 16, alpha: float | None = None) -> Self:
         """See `LycorisKnobs.filled`; other algorithms take rank and alpha from here."""
