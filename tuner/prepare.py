@@ -297,7 +297,13 @@ def _text(ready: Prepared) -> Iterator[Problem]:
         )
         said = f"{', '.join(text.parts)} trains: captions and prompts are encoded anew in every step, {rest}."
         yield Problem("note", "adapter.text", said)
-    train = ready.recipe.train
+    train, method = ready.recipe.train, ready.recipe.memory.quantise_text
+    if method != "none" and family.retells_all:
+        said = (
+            f"memory.quantise_text is {method}, but adapter.text trains the text encoders of {family.name}, and "
+            "rounded weights do not train; set memory.quantise_text to none."
+        )
+        yield Problem("error", "memory.quantise_text", said, {"memory.quantise_text": "none"})
     if train.optimizer == "prodigy" and text.lr != train.lr:
         said = (
             f"adapter.text.lr is {text.lr:g}, but prodigy has one step size for all; set it to train.lr, {train.lr:g}."
