@@ -95,7 +95,7 @@ class PeftSpec(Model):
     algorithm: Literal["ia3", "miss", "hra"] = setting(
         "ia3",
         "ia3: one factor per output of a layer, the smallest adapter there is; miss: one shared block per layer, "
-        "cheaper than a LoRA; hra: a chain of reflections, which keeps angles; steps take ten times as long",
+        "cheaper than a LoRA; hra: a chain of reflections, which keeps angles",
         "basic",
     )
     rank: int = setting(16, "Size of the adapter (miss, hra)", "basic", ge=1)
