@@ -53,7 +53,27 @@ def view(studio: Studio, said: str = "") -> dict[str, Any]:
         "state": state,
         "sentence": sentence,
         "said": said,
+        "chosen": chosen(studio, shelf),
     }
+
+
+def chosen(studio: Studio, shelf: list[dict[str, Any]]) -> str:
+    """Which contender is to be exported: the one that was chosen, else the suggested one, else the first that is on."""
+    possible = [one for one in shelf if one["id"] != "base"]
+    wanted = _saved(studio).get("chosen")
+    ways = (lambda c: c["id"] == wanted, lambda c: c["on"] and c.get("suggested"), lambda c: c["on"], lambda c: True)
+    return next((str(c["id"]) for way in ways for c in possible if way(c)), "")
+
+
+def buttons(studio: Studio) -> tuple[Any, Any]:
+    """Compare, and Export; the one that is the next step stands out."""
+    folder, ready = shown(studio), bool(chosen(studio, contenders(studio)[0]))
+    drawn = (
+        ready and folder is not None and any(e["kind"] == "sample" for e in events.follow(folder / "events.jsonl")[0])
+    )
+    return gr.Button(variant="secondary" if drawn else "primary"), gr.Button(
+        variant="primary" if drawn else "secondary", interactive=ready
+    )
 
 
 def stamp(studio: Studio) -> str:
@@ -187,12 +207,13 @@ def request(studio: Studio) -> tuple[dict[str, Any], str]:
     return asked, ""
 
 
-def build(studio: Studio) -> tuple[gr.HTML, gr.HTML, gr.Button]:
-    """The screen; returns its widget, the line below and the primary button."""
+def build(studio: Studio) -> tuple[gr.HTML, gr.HTML, gr.Button, gr.Button]:
+    """The screen; returns its widget, the line below, and the buttons Compare and Export."""
     screen = widget("compare", view(studio), "compare", EVENTS)
     with gr.Row(elem_classes="actions"):
         line = gr.HTML("", html_template=PLAN, js_on_load=None, elem_classes="plan-line", padding=False)
         go = gr.Button("Compare", variant="primary", elem_id="compare-go")
+        onward = gr.Button("Export this one", interactive=False, elem_id="compare-export")
 
     def on_form(event: gr.EventData) -> str:
         keep(studio, as_dict(event._data))
@@ -222,7 +243,7 @@ def build(studio: Studio) -> tuple[gr.HTML, gr.HTML, gr.Button]:
     screen.act(on_act, None, [screen, line], **quiet())
     screen.uploaded(on_uploaded, None, [screen, line], **quiet())
     go.click(on_go, [screen], [screen, line], **quiet(queue=True, trigger_mode="once"))
-    return screen, line, go
+    return screen, line, go, onward
 
 
 def act(studio: Studio, sent: dict[str, Any]) -> str:
@@ -230,6 +251,8 @@ def act(studio: Studio, sent: dict[str, Any]) -> str:
     what, folder = str(sent.get("do", "")), shown(studio)
     if what == "open":
         _restore(studio, str(sent.get("id", "")))
+    elif what == "choose":
+        _save(studio, chosen=str(sent.get("id", "")))
     elif what == "unpick":
         _unpick(studio, str(sent.get("slot", "")), str(sent.get("name", "")))
     elif folder is None:
@@ -331,7 +354,8 @@ def _blind(folder: Path | None, board: dict[str, Any] | None) -> dict[str, Any] 
         return {"number": number, "of": blind.ROUNDS, "result": blind.verdict(test, labels)}
     row, swapped = test["dealt"][number]
     files = [board["rows"][row]["cells"][i]["file"] for i in test["pair"]]
-    left, right = reversed(files) if swapped else files
+    assert folder is not None
+    left, right = blind.veiled(folder, number, files[::-1] if swapped else files)
     prompt = board["rows"][row]["prompt"]
     return {"number": number, "of": blind.ROUNDS, "left": left, "right": right, "prompt": prompt, "result": ""}
 
@@ -427,9 +451,12 @@ def _board(studio: Studio, folder: Path | None) -> tuple[dict[str, Any] | None, 
         (e["prompt"], e.get("seed"), e["contender"]): str(folder / e["file"]) for e in made if e["kind"] == "sample"
     }
     columns = [
-        {"label": str(c["label"]), "note": f"strength {c['strength']:.2f}" if c.get("adapter") else "as it is"}
+        {
+            "label": str(c["label"]), "note": f"strength {c['strength']:.2f}" if c.get("adapter") else "as it is",
+            "id": identity(studio, str(c.get("adapter") or "")),
+        }
         for c in asked.get("contenders") or []
-    ]
+    ]  # fmt: skip
     seeds = asked.get("seeds") or [0]
     rows = [
         {
@@ -447,6 +474,18 @@ def _board(studio: Studio, folder: Path | None) -> tuple[dict[str, Any] | None, 
     elif state == "stopped":
         sentence = f"Stopped, {len(cells)} of {total} were drawn."
     return {"columns": columns, "rows": rows, "running": live}, "running" if live else _mood(state), sentence
+
+
+def identity(studio: Studio, path: str) -> str:
+    """The id on the shelf of what lies at a path; empty for the base."""
+    if not path:
+        return ""
+    place = Path(path)
+    if place.parent == studio.workspace.adapters:
+        return f"file:{place.name}"
+    if place.parent.name == "checkpoints":
+        return f"{place.parents[1].name}@{int(place.name.removeprefix('step-') or 0)}"
+    return place.name
 
 
 def _mood(state: str) -> str:
