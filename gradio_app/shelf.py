@@ -40,6 +40,24 @@ def best(steps: Sequence[int], losses: Sequence[float | None]) -> tuple[int | No
     return step, f"{text}. Later steps are hardly better."
 
 
+def advice(steps: Sequence[int], losses: Sequence[float | None], held_back: bool) -> tuple[int | None, str]:
+    """The suggested checkpoint, if the loss can tell one, and what to say about it; empty for a single checkpoint.
+
+    held_back: whether the loss was measured on items that were not trained on. On trained ones it falls on and on.
+    """
+    if len(steps) < 2:
+        return None, ""
+    if all(loss is None or loss != loss for loss in losses):
+        return None, "No loss was measured on the way, so no step stands out: compare them by eye."
+    if not held_back:
+        return None, (
+            "No step is suggested: nothing was held back from training, so the loss falls on even when everything is "
+            "learned by heart. Compare by eye; next time, give a data set the role validation."
+        )
+    step, why = best(steps, losses)
+    return step, why or "Only one checkpoint has a validation loss, so no step stands out: compare them by eye."
+
+
 class Foreign:
     """Adapter files from elsewhere, copied into the workspace; the engine says what is in them."""
 

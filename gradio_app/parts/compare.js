@@ -75,7 +75,7 @@ Tuner.compare = (element, trigger, props, watch, upload) =>
         const on = n.dataset.id === mine;
         n.setAttribute("aria-pressed", String(on));
         n.lastChild.textContent = on ? "Chosen" : "Choose";
-        n.closest(".t-contender, th").classList.toggle("t-chosen", on);
+        n.closest(".t-contender, th").classList.toggle("t-mine", on);
       });
     const chip = (c) => {
       marked.set(c.id, c);
@@ -133,15 +133,14 @@ Tuner.compare = (element, trigger, props, watch, upload) =>
           {
             class: "t-ribbon",
             role: "img",
-            "aria-label": "Validation loss: " + known.map((c) => `step ${c.step} ${c.loss.toFixed(3)}`).join(", "),
+            "aria-label": "Loss: " + known.map((c) => `step ${c.step} ${c.loss.toFixed(3)}`).join(", "),
           },
           known.map(bar),
         ),
-        known.filter((c) => c.why).map((c) => h("p", { class: "t-quiet t-why" }, c.why)),
       ];
     };
     const open = new Set();
-    const checkpoints = (run, all) => {
+    const checkpoints = (run, all, hint) => {
       const steps = all.filter((c) => c.step && c.run === run);
       if (!steps.length) return "";
       const box = h(
@@ -149,13 +148,14 @@ Tuner.compare = (element, trigger, props, watch, upload) =>
         { class: "t-checkpoints", open: open.has(run) || steps.some((c) => c.on) },
         h("summary", {}, `Checkpoints (${steps.length})`),
         ribbon(steps),
+        hint && h("p", { class: "t-quiet t-why" }, hint),
         steps.map(chip),
       );
       box.addEventListener("toggle", () => (box.open ? open.add(run) : open.delete(run)));
       return box;
     };
     const shelf = (all) =>
-      all.filter((c) => !c.step).flatMap((c) => [chip(c), c.run ? checkpoints(c.run, all) : ""]);
+      all.filter((c) => !c.step).flatMap((c) => [chip(c), c.run ? checkpoints(c.run, all, c.hint) : ""]);
 
     const picker = (slot, accept, text) => {
       const input = h("input", { class: "t-hidden", type: "file", multiple: true, accept, id: `c-file-${slot}`,
@@ -407,7 +407,7 @@ Tuner.compare = (element, trigger, props, watch, upload) =>
     );
     return (fresh) => {
       value = fresh;
-      part.draw("shelf", [fresh.shelf.map((c) => [c.id, c.label, c.note, c.why, c.warnings]), fresh.reset], () => {
+      part.draw("shelf", [fresh.shelf.map((c) => [c.id, c.label, c.note, c.hint, c.warnings]), fresh.reset], () => {
         marked.clear();
         return fresh.shelf.length > 1
           ? shelf(fresh.shelf)

@@ -92,7 +92,7 @@ Tuner.holdings = (element, trigger, props, watch, upload) =>
           h(
             "p",
             { class: "t-quiet" },
-            [NAMES[item.kind], item.family, item.licence && `base: ${item.licence}`, item.state, item.about, item.size, item.when]
+            [NAMES[item.kind], item.family, item.licence && `base licence: ${item.licence}`, item.state, item.about, item.size, item.when]
               .filter(Boolean)
               .join(" · "),
           ),
@@ -291,7 +291,8 @@ Tuner.holdings = (element, trigger, props, watch, upload) =>
       h(
         "div",
         { class: "t-row" },
-        button("Publish", () => trigger("prepare", { name: p.run, export: p.job }), { id: "x-publish", class: "t-button t-go" }),
+        p.files.every((f) => !f.problems.length) &&
+          button("Publish", () => trigger("prepare", { name: p.run, export: p.job }), { id: "x-publish", class: "t-button t-go" }),
         button("Write others", () => trigger("export", { id: p.id }), { class: "t-button" }),
       ),
     ];

@@ -22,7 +22,7 @@ from ..parts.names import safe_file, unused
 from ..parts.reader import Reader, reader
 from ..parts.widget import quiet, widget
 from ..parts.words import count
-from ..shelf import Foreign, best, points
+from ..shelf import Foreign, advice, points
 from ..studio import Studio, as_dict
 from ..workspace import write_json
 from .dataset import PLAN
@@ -41,7 +41,6 @@ def view(studio: Studio, said: str = "") -> dict[str, Any]:
     form = _form(studio, base)
     return {
         "shelf": shelf,
-        "hint": _hint(shelf),
         "reset": str(_saved(studio).get("restored", "")),
         "form": {key: form[key] for key in ("prompts", "seed", "steps", "frames", "seconds")},
         "modality": _family(studio, base).get("modality", "image"),
@@ -135,11 +134,13 @@ def _run(name: str, folder: Path, seen: Reader, recipe: dict[str, Any], first: b
     steps = sorted({int(e["step"]) for e in seen.checkpoints})
     steps = [n for n in steps if (folder / "checkpoints" / f"step-{n:06d}").is_dir()]
     losses = points(steps, [(int(e["step"]), float(e["loss"])) for e in seen.validation if e.get("loss") is not None])
-    suggested, why = best(steps, losses)
+    held_back = any(isinstance(d, dict) and d.get("role") == "validation" for d in recipe.get("data") or [])
+    suggested, out[0]["hint"] = advice(steps, losses, held_back)
+    kind = "validation loss" if held_back else "loss on what was trained"
     for step, loss in list(zip(steps, losses, strict=True))[-MOST_STEPS:]:
         path = folder / "checkpoints" / f"step-{step:06d}"
-        more = {"step": step, "loss": loss, "suggested": step == suggested, "why": why if step == suggested else ""}
-        told = f"validation loss {loss:.3f}" if loss is not None else "no validation loss"
+        more = {"step": step, "loss": loss, "suggested": step == suggested}
+        told = f"{kind} {loss:.3f}" if loss is not None else "no loss measured"
         one = {"id": f"{name}@{step}", "label": f"{label}, step {step}", "note": told, "on": False, "path": str(path)}
         out.append({**one, **common, **more})
     return out
@@ -155,10 +156,6 @@ def _foreign(studio: Studio) -> list[dict[str, Any]]:
         }
         for path in foreign.files()[:20]
     ]  # fmt: skip
-
-
-def _hint(shelf: list[dict[str, Any]]) -> str:
-    return next((str(one["why"]) for one in shelf if one.get("why")), "")
 
 
 def run_label(name: str) -> tuple[str, str]:

@@ -67,6 +67,8 @@ def licence(studio: Studio, family: str, source: str) -> str:
     sources = studio.catalog.family(family).get("sources") or {}
     base = sources.get(source, source) if isinstance(sources, dict) else source
     found = licences.of(family, base)
+    if found == licences.SEE_BASE:
+        return "its own"
     return (found.name or found.tag) if found else ""
 
 

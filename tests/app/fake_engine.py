@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from tuner import events
+from tuner import events, home
 from tuner.__main__ import main as tuner_main
 from tuner.caption.book import Book
 
@@ -223,25 +223,35 @@ def describe() -> int:
     return 0
 
 
+def inspect() -> int:
+    """What is in any adapter file."""
+    print(json.dumps({"dialect": "kohya", "kinds": {"lora": 2}, "ranks": {"4": 2}, "families": ["sd1"], "layers": 2,
+                      "warnings": ["The metadata holds <b>a path</b>."]}))  # fmt: skip
+    return 0
+
+
+def prune() -> int:
+    """Delete all that is cached."""
+    for path in (home.cache_folder() / "entries").glob("*"):
+        path.unlink()
+    return 0
+
+
 def main() -> int:
     """PACE COMMAND ARGUMENTS."""
     pace, command, *rest = float(sys.argv[1]), *sys.argv[2:]
-    if command == "check":
-        return examine(Path(rest[0])) if "--data" in rest else check(Path(rest[0]))
-    if command == "caption":
-        return caption(Path(rest[0]), rest, pace)
-    if command == "describe":
-        return describe()
-    if command == "lora":
-        print(json.dumps({"dialect": "kohya", "kinds": {"lora": 2}, "ranks": {"4": 2}, "families": ["sd1"], "layers": 2,
-                          "warnings": ["The metadata holds <b>a path</b>."]}))  # fmt: skip
-        return 0
-    if command == "sample":
-        return sample(Path(rest[0]), Path(rest[2]), pace)
-    if command == "export":
-        return export(Path(rest[0]), rest[1:], pace)
-    if command == "publish":  # nothing to fake: it needs no model
-        return tuner_main(sys.argv[2:])
+    commands = {
+        "check": lambda: examine(Path(rest[0])) if "--data" in rest else check(Path(rest[0])),
+        "caption": lambda: caption(Path(rest[0]), rest, pace),
+        "describe": describe,
+        "lora": inspect,
+        "sample": lambda: sample(Path(rest[0]), Path(rest[2]), pace),
+        "cache": prune,
+        "export": lambda: export(Path(rest[0]), rest[1:], pace),
+        "publish": lambda: tuner_main(sys.argv[2:]),  # nothing to fake: it needs no model
+    }
+    if command in commands:
+        return commands[command]()
     if command == "resume":
         folder = Path(rest[0])
         found, _ = events.follow(folder / "events.jsonl")

@@ -13,6 +13,7 @@ from tests.app.test_exports import RUN, run_with_checkpoint
 
 pytestmark = pytest.mark.browser
 browser = pytest.importorskip("tests.app.browser", reason="playwright or a browser is missing")
+access = pytest.importorskip("tests.app.test_access")
 
 expect = browser.expect
 
@@ -36,6 +37,7 @@ def choose(page: browser.Page) -> None:
     choice.click()
     expect(choice).to_have_attribute("aria-pressed", "true")
     browser.shot(page, "compare-chosen")
+    assert access.barriers(page) == []
     page.locator("#compare-export").click()
 
 
@@ -46,9 +48,11 @@ def write(page: browser.Page) -> None:
     page.locator("#x-kohya").uncheck()
     page.locator("#x-precision").select_option("bf16")
     browser.shot(page, "export")
+    assert access.barriers(page) == []
     page.locator("#x-write").click()
     expect(page.locator(".t-proof")).to_have_text(["loads in diffusers", "loads in ComfyUI"])
     browser.shot(page, "export-done")
+    assert access.barriers(page) == []
 
 
 def download(page: browser.Page) -> None:
@@ -80,6 +84,10 @@ def export_from_elsewhere(page: browser.Page, file: Path) -> None:
     row = page.locator(".t-lib > li", has=page.get_by_label("Name of bent-one.safetensors"))
     expect(row).to_contain_text("Adapter from elsewhere")
     browser.shot(page, "library-all")
+    assert access.barriers(page) == []
+    page.set_viewport_size({"width": 390, "height": 844})
+    assert page.evaluate(access.WIDER) <= 0, "on a phone the page scrolls sideways"
+    page.set_viewport_size({"width": 1280, "height": 720})
     row.get_by_role("button", name="Export").click()
     expect(page.locator("#library").get_by_role("heading", name="Export")).to_be_visible()
     if page.locator("#x-family").count():  # the engine has not looked at it yet
@@ -87,4 +95,5 @@ def export_from_elsewhere(page: browser.Page, file: Path) -> None:
     page.locator("#x-write").click()
     expect(page.locator(".t-proof.t-wrong").first).to_be_visible()
     expect(page.locator(".t-written")).to_contain_text("not the trained one")
+    expect(page.locator("#x-publish")).to_have_count(0)
     browser.shot(page, "export-wrong")

@@ -55,6 +55,17 @@ def test_the_suggested_step_and_its_reason(losses: list, step: int | None, word:
     assert found == step and word in why
 
 
+@pytest.mark.parametrize(
+    ("losses", "held_back", "step", "word"),
+    [([0.5, 0.3], True, 100, "still falling"), ([0.5, 0.3], False, None, "nothing was held back"),
+     ([None, None], True, None, "No loss was measured"), ([None, 0.3], True, None, "Only one"),
+     ([0.3], True, None, "")],
+)  # fmt: skip
+def test_no_step_is_suggested_by_a_loss_that_cannot_tell(losses: list, held_back: bool, step: int, word: str) -> None:
+    found, why = shelf.advice([50, 100][: len(losses)], losses, held_back)
+    assert found == step and word in why and bool(why) == bool(word)
+
+
 def test_a_checkpoint_has_the_loss_measured_before_it() -> None:
     assert shelf.points([50, 100, 150], [(60, 0.5), (100, 0.4), (200, 0.1)]) == [None, 0.4, 0.4]
 

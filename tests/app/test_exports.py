@@ -185,7 +185,7 @@ def test_licences_of_sources_by_name(made: Studio, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(made.catalog, "_known", {"families": [family]})
     assert screen.licence(made, "flux1", "schnell") == "apache-2.0"
     assert "non-commercial" in screen.licence(made, "flux1", "dev")
-    assert screen.licence(made, "nothing", "x") == ""
+    assert screen.licence(made, "nothing", "x") == "" and screen.licence(made, "sdxl", "me/finetune") == "its own"
     assert json.dumps(screen.view(made)["items"])
 
 
