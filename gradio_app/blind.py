@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import random
+import secrets
+import shutil
 from math import comb
 from pathlib import Path
 from typing import Any
@@ -20,7 +23,33 @@ def start(folder: Path, pair: tuple[int, int], rows: list[int], draw: random.Ran
     while len(order) < ROUNDS:
         order += draw.sample(rows, len(rows))
     dealt = [[row, draw.random() < 0.5] for row in order[:ROUNDS]]
+    shutil.rmtree(folder / "blind", ignore_errors=True)
     write_json(folder / "blind.json", {"pair": list(pair), "rows": len(rows), "dealt": dealt, "votes": []})
+
+
+def veiled(folder: Path, number: int, files: list[str]) -> list[str]:
+    """The left and the right file of a pair under names that tell nothing: links that last until the test is put away.
+
+    files: in the order in which they stand on the screen.
+    """
+    test, place = read(folder), folder / "blind"
+    if test is None:
+        return files
+    known = test.setdefault("names", {})
+    if str(number) not in known:
+        place.mkdir(exist_ok=True)
+        known[str(number)] = [_link(Path(file), place) for file in files]
+        write_json(folder / "blind.json", test)
+    return [str(place / name) for name in known[str(number)]]
+
+
+def _link(file: Path, place: Path) -> str:
+    name = secrets.token_hex(12) + file.suffix
+    try:
+        os.link(file, place / name)
+    except OSError:  # a disk without links
+        shutil.copyfile(file, place / name)
+    return name
 
 
 def vote(folder: Path, number: int, side: str) -> None:
@@ -40,6 +69,7 @@ def end(folder: Path) -> None:
         done = json.loads(_text(folder / "blind-results.json") or "[]")
         write_json(folder / "blind-results.json", [*done, test])
     (folder / "blind.json").unlink(missing_ok=True)
+    shutil.rmtree(folder / "blind", ignore_errors=True)
 
 
 def read(folder: Path) -> dict[str, Any] | None:

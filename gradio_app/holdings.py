@@ -1,4 +1,5 @@
-"""What the workspace holds: runs and data sets with names, tags and notes of the user's, and a bin to bring back from.
+"""What the workspace holds: runs, adapters from elsewhere, exports and data sets, with names, tags and notes of the
+user's, and a bin to bring back from.
 
 Names, tags and notes lie in library.json; no run's journal and no data set is written to. Nothing outside the
 workspace is ever moved or deleted.
@@ -19,11 +20,14 @@ import yaml
 
 from .datasets import DEMO
 from .parts.names import unused
-from .parts.reader import reader
+from .parts.reader import Reader, reader
+from .shelf import Foreign
 from .workspace import Workspace, write_json
 
-KINDS = ("run", "dataset")
+KINDS = ("run", "dataset", "adapter", "export")
 LIVE = ("running", "starting")
+FORMATS = {"diffusers": "diffusers", "comfyui": "ComfyUI", "kohya": "kohya-style tools", "lycoris": "LyCORIS",
+           "peft": "PEFT", "model": "whole model", "controlnet": "ControlNet"}  # fmt: skip
 STATES = {"new": "not started", "crashed": "ended early"}
 
 
@@ -37,10 +41,12 @@ class Library:
         self._lock = threading.RLock()
 
     def items(self) -> list[dict[str, Any]]:
-        """All runs and data sets, the newest first. The demo pictures are not the user's and not listed."""
+        """Everything, the newest first. The demo pictures are not the user's and not listed."""
         notes = self.notes()
         found = [self._run(self.workspace.runs / name) for name in self.workspace.run_names()]
         found += [self._dataset(name) for name in self.workspace.datasets.names() if name != DEMO]
+        found += [_adapter(path) for path in Foreign(self.workspace.adapters).files()]
+        found += [_export(path) for path in self.workspace.exports.glob("*") if (path / "asked.json").is_file()]
         for item in found:
             item |= {"title": item["name"], "tags": "", "note": "", **notes.get(f"{item['kind']}:{item['name']}", {})}
         return sorted(found, key=lambda item: item["at"], reverse=True)
@@ -75,12 +81,19 @@ class Library:
             write_json(self._notes, notes)
 
     def folder(self, kind: str, name: str) -> Path | None:
-        """The folder of an item; nothing for any name that is not exactly one of the workspace's own."""
-        parent = {"run": self.workspace.runs, "dataset": self.workspace.datasets.root}.get(kind)
+        """The folder of an item, or the file of an adapter; nothing for what is not exactly one of the workspace's."""
+        parent = self._parents().get(kind)
         if parent is None or not name or name != Path(name).name or name.startswith("."):
             return None
         path = parent / name
-        return path if path.is_dir() and not path.is_symlink() else None
+        there = path.is_file() if kind == "adapter" else path.is_dir()
+        return path if there and not path.is_symlink() else None
+
+    def _parents(self) -> dict[str, Path]:
+        """Where things of each kind lie."""
+        places = self.workspace
+        return {"run": places.runs, "dataset": places.datasets.root, "adapter": places.adapters,
+                "export": places.exports}  # fmt: skip
 
     def delete(self, kind: str, name: str) -> str:
         """Move into the bin; returns a sentence about it."""
@@ -90,6 +103,8 @@ class Library:
                 return "It is not there any more."
             if kind == "run" and reader(path).refresh().state in LIVE:
                 return f"{name} is training now. Stop it first, then delete it."
+            if kind == "export" and reader(path).refresh().state in LIVE:
+                return f"{name} is being written now. Wait for its end, then delete it."
             if kind == "dataset" and (user := self._trains_on(path)):
                 return f"{user} is training on {name}. Wait for its end, then delete it."
             place = self.bin / kind
@@ -110,7 +125,7 @@ class Library:
             path = self._in_bin(kind, name)
             if path is None:
                 return "It is not in the bin any more."
-            parent = self.workspace.runs if kind == "run" else self.workspace.datasets.root
+            parent = self._parents()[kind]
             free = unused(name, {p.name for p in parent.iterdir()})
             path.rename(parent / free)
             notes = parent / free / ".dataset.json"
@@ -139,7 +154,7 @@ class Library:
         if kind not in KINDS or not name or name != Path(name).name or name in (".", ".."):
             return None
         path = self.bin / kind / name
-        return path if path.is_dir() and not path.is_symlink() else None
+        return path if path.exists() and not path.is_symlink() else None
 
     def _trains_on(self, data: Path) -> str:
         for name in self.workspace.run_names()[:24]:
@@ -152,12 +167,13 @@ class Library:
         seen = reader(folder).refresh()
         files = seen.samples[-1]["files"] if seen.samples else []
         at = float(seen.last.get("at") or folder.stat().st_mtime)
-        family = seen.start.get("family") or _recipe(folder).get("family") or ""
+        recipe = _recipe(folder)
+        family = seen.start.get("family") or recipe.get("family") or ""
         return {
             "kind": "run", "name": folder.name, "family": str(family), "state": STATES.get(seen.state, seen.state),
             "live": seen.state in LIVE, "adapter": seen.adapter() is not None, "size": size_of(folder), "at": at,
             "about": f"step {seen.step} of {seen.of}" if seen.of else "",
-            "thumb": str(folder / files[0]["file"]) if files else "",
+            "thumb": str(folder / files[0]["file"]) if files else "", "source": str(recipe.get("source") or ""),
         }  # fmt: skip
 
     def _dataset(self, name: str) -> dict[str, Any]:
@@ -172,8 +188,37 @@ class Library:
         }  # fmt: skip
 
 
+def _adapter(path: Path) -> dict[str, Any]:
+    foreign = Foreign(path.parent)
+    families = foreign.report(path).get("families") or []
+    return {
+        "kind": "adapter", "name": path.name, "family": str(families[0]) if len(families) == 1 else "", "state": "",
+        "live": False, "adapter": True, "size": size_of(path), "at": path.stat().st_mtime,
+        "about": foreign.told(path), "warnings": foreign.warnings(path), "thumb": "",
+    }  # fmt: skip
+
+
+def _export(folder: Path) -> dict[str, Any]:
+    seen = reader(folder).refresh()
+    state = {"finished": "", "running": "being written", "starting": "being written"}.get(seen.state, "failed")
+    return {
+        "kind": "export", "name": folder.name, "family": "", "state": state, "live": seen.state in LIVE,
+        "adapter": False, "size": size_of(folder), "at": float(seen.last.get("at") or folder.stat().st_mtime),
+        "about": exported(seen), "thumb": "",
+    }  # fmt: skip
+
+
+def exported(seen: Reader) -> str:
+    """An export in a line: 'diffusers, ComfyUI'."""
+    files = (seen.exports[-1].get("files") or []) if seen.exports else []
+    names = ", ".join(FORMATS.get(str(f.get("format")), str(f.get("format"))) for f in files)
+    return names + ("; NOT as it was trained" if any(f.get("problems") for f in files) else "")
+
+
 def size_of(folder: Path) -> int:
-    """Bytes of all files below; links count as nothing and are not followed."""
+    """Bytes of a file, or of all files below a folder; links count as nothing and are not followed."""
+    if folder.is_file() and not folder.is_symlink():
+        return folder.stat().st_size
     return sum(_sizes(folder))
 
 

@@ -52,6 +52,10 @@ class LocalLauncher:
         path.write_text(request, encoding="utf-8")
         self._start(folder, "sample", str(path), "--out", str(folder))
 
+    def export(self, folder: Path, path: Path, options: list[str]) -> None:
+        """Write the adapter at `path` for other programs; journal, log and the files lie in `folder`."""
+        self._start(folder, "export", str(path), *options, "--out", str(folder / "export"), "--job", str(folder))
+
     def publish(self, folder: Path, arguments: list[str], token: str = "") -> None:
         """Send to the Hub. A token is handed over in the environment: an argument list can be read by anyone."""
         self._start(folder, *arguments, environment={"HF_TOKEN": token} if token else {})

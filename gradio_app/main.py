@@ -63,7 +63,8 @@ class Page:
     dataset: tuple[gr.HTML, gr.HTML, gr.Button]
     recipe: tuple[gr.HTML, gr.HTML, gr.Button]
     train: tuple[gr.HTML, gr.HTML, gr.Button]
-    compare: tuple[gr.HTML, gr.HTML, gr.Button]
+    compare: tuple[gr.HTML, gr.HTML, gr.Button, gr.Button]
+    library: library.Screen
 
     @property
     def begins(self) -> list[Any]:
@@ -91,8 +92,8 @@ def build(studio: Studio) -> gr.Blocks:
                 live = train.build(studio, session)
             with gr.Tab("Compare", id="compare") as compare_tab:
                 board = compare.build(studio, told[1])
-            _further(studio, session, tabs)
-        page = Page(session, seen, told, tabs, frame, data, form, live, board)
+            held = _further(studio, session, tabs)
+        page = Page(session, seen, told, tabs, frame, data, form, live, board, held)
         _clock(studio, blocks, page)
         _buttons(studio, page)
         for tab, screen, parts in (
@@ -105,7 +106,7 @@ def build(studio: Studio) -> gr.Blocks:
     return blocks
 
 
-def _further(studio: Studio, session: gr.State, tabs: gr.Tabs) -> None:
+def _further(studio: Studio, session: gr.State, tabs: gr.Tabs) -> library.Screen:
     """The screens beside the work: what there is, what this machine is, what the words mean."""
     with gr.Tab("Library", id="library") as library_tab:
         shelf = library.build(studio, session, tabs)
@@ -113,8 +114,9 @@ def _further(studio: Studio, session: gr.State, tabs: gr.Tabs) -> None:
         machine = system.build(studio)
     with gr.Tab("Help", id="help"):
         help.build(studio)
-    library_tab.select(lambda: library.view(studio), None, [shelf], **quiet())
+    library_tab.select(lambda page: library.view(studio, page=page), [shelf.page], [shelf.widget], **quiet())
     system_tab.select(lambda: system.view(studio), None, [machine], **quiet())
+    return shelf
 
 
 def _shown(studio: Studio, screen: Any) -> tuple[Any, str]:
@@ -132,7 +134,7 @@ def _clock(studio: Studio, blocks: gr.Blocks, page: Page) -> None:
         opened = gr.Tabs(selected="train") if wanted not in SCREENS and studio.running() else gr.skip()
         return known, {}, opened, dataset.view(studio), dataset.plan_line(studio)
 
-    outputs = [page.seen, page.frame, *page.recipe[:2], page.train[0], page.train[2], *page.compare[:2]]
+    outputs = [page.seen, page.frame, *page.recipe[:2], page.train[0], page.train[2], *page.compare]
     blocks.load(on_load, None, [page.session, page.seen, page.tabs, *page.dataset[:2]], **quiet())
     gr.Timer(1.0).tick(
         partial(tick, studio),
@@ -166,6 +168,14 @@ def _buttons(studio: Studio, page: Page) -> None:
         known = train.chosen(known, running.folder.name if running else known["run"])
         return known, train.shown(studio, known)
 
+    def on_export() -> tuple[Any, ...]:
+        wanted = compare.chosen(studio, compare.contenders(studio)[0])
+        shown = library.export_page(studio, wanted)
+        if shown is None:
+            gr.Warning("There is no adapter to export yet: train one, or add a file.", duration=8)
+            return (gr.skip(),) * 4
+        return gr.Tabs(selected="library"), *library.turned(studio, shown)
+
     def checking() -> gr.Button:
         return gr.Button("Checking …", interactive=False)
 
@@ -176,6 +186,7 @@ def _buttons(studio: Studio, page: Page) -> None:
         on_start, [page.session], page.begins, **spoken
     )
     onward.click(on_next, [page.session], page.begins, **spoken)
+    page.compare[3].click(on_export, None, [page.tabs, *page.library.parts], **spoken)
     page.frame.openjob(on_job, [page.session], [page.session, page.train[0]], **quiet())
 
 
@@ -205,7 +216,7 @@ def tick(
     }
     new = {name for name, mark in stamps.items() if seen.get(name) != mark}
     if not new:
-        return (gr.skip(),) * 8
+        return (gr.skip(),) * 10
     step = train.next_step(studio, run)
     return (
         stamps,
@@ -216,6 +227,7 @@ def tick(
         gr.Button(step["text"], interactive=step["on"]) if "train" in new else gr.skip(),
         compare.view(studio, compare_said) if "compare" in new else gr.skip(),
         compare.plan_line(studio) if "compare" in new else gr.skip(),
+        *(compare.buttons(studio) if "compare" in new else (gr.skip(),) * 2),
     )
 
 

@@ -7,6 +7,7 @@ import shutil
 import struct
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from .launcher import LocalLauncher
 from .parts.names import safe_stem, unused
@@ -39,10 +40,28 @@ def best(steps: Sequence[int], losses: Sequence[float | None]) -> tuple[int | No
     return step, f"{text}. Later steps are hardly better."
 
 
+def advice(steps: Sequence[int], losses: Sequence[float | None], held_back: bool) -> tuple[int | None, str]:
+    """The suggested checkpoint, if the loss can tell one, and what to say about it; empty for a single checkpoint.
+
+    held_back: whether the loss was measured on items that were not trained on. On trained ones it falls on and on.
+    """
+    if len(steps) < 2:
+        return None, ""
+    if all(loss is None or loss != loss for loss in losses):
+        return None, "No loss was measured on the way, so no step stands out: compare them by eye."
+    if not held_back:
+        return None, (
+            "No step is suggested: nothing was held back from training, so the loss falls on even when everything is "
+            "learned by heart. Compare by eye; next time, give a data set the role validation."
+        )
+    step, why = best(steps, losses)
+    return step, why or "Only one checkpoint has a validation loss, so no step stands out: compare them by eye."
+
+
 class Foreign:
     """Adapter files from elsewhere, copied into the workspace; the engine says what is in them."""
 
-    def __init__(self, folder: Path, launcher: LocalLauncher) -> None:
+    def __init__(self, folder: Path, launcher: LocalLauncher | None = None) -> None:
         self.folder, self.launcher = folder, launcher
         self.said = folder / ".inspected"
 
@@ -57,6 +76,7 @@ class Foreign:
         self.said.mkdir(parents=True, exist_ok=True)
         target = self.folder / unused(name, {p.name for p in self.folder.iterdir()})
         shutil.copyfile(path, target)
+        assert self.launcher is not None, "to add files, somebody must look at them"
         self.launcher.once("lora", "inspect", str(target), "--json", out=self.said / f"{target.name}.json")
         return ""
 
@@ -65,13 +85,19 @@ class Foreign:
         found = [p for p in self.folder.glob("*.safetensors") if p.is_file()]
         return sorted(found, key=lambda p: p.stat().st_mtime, reverse=True)
 
-    def told(self, path: Path) -> str:
-        """What the engine found in the file, in a line."""
-        answer = self.said / f"{path.name}.json"
+    def report(self, path: Path) -> dict[str, Any]:
+        """What the engine found in the file; empty while it looks, and when it could not read it."""
         try:
-            report = json.loads(answer.read_text(encoding="utf-8"))
+            found = json.loads((self.said / f"{path.name}.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):
-            errors = answer.with_suffix(".log")
+            return {}
+        return found if isinstance(found, dict) else {}
+
+    def told(self, path: Path) -> str:
+        """The same in a line."""
+        report = self.report(path)
+        if not report:
+            errors = self.said / f"{path.name}.log"
             lines = errors.read_text(encoding="utf-8", errors="replace").split("\n") if errors.exists() else []
             return next((line for line in reversed(lines) if line.strip()), "being looked at")
         kinds = ", ".join(str(kind) for kind in report.get("kinds") or {}) or "adapter"
@@ -83,11 +109,7 @@ class Foreign:
 
     def warnings(self, path: Path) -> list[str]:
         """What a person should look at in this file."""
-        try:
-            report = json.loads((self.said / f"{path.name}.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return []
-        return [str(text) for text in report.get("warnings") or []][:3]
+        return [str(text) for text in self.report(path).get("warnings") or []][:3]
 
 
 def sound(path: Path) -> bool:

@@ -34,9 +34,10 @@ class Workspace:
         self.runs = self.root / "runs"
         self.compare = self.root / "compare"
         self.adapters = self.root / "adapters"
+        self.exports = self.root / "exports"
         self.uploads = self.root / "cache" / "uploads"
         self.demo_images = self.recipes / "demo" / "images"
-        for folder in (self.runs, self.compare, self.adapters, self.root / "recipes"):
+        for folder in (self.runs, self.compare, self.adapters, self.exports, self.root / "recipes"):
             folder.mkdir(parents=True, exist_ok=True)
         self.uploads.mkdir(parents=True, exist_ok=True)
         self.uploads.chmod(0o700)
@@ -44,7 +45,7 @@ class Workspace:
 
     def served(self) -> list[str]:
         """The only folders whose files the app hands to a browser."""
-        folders = (self.datasets.root, self.datasets.thumbs, self.runs, self.compare, self.demo_images)
+        folders = (self.datasets.root, self.datasets.thumbs, self.runs, self.compare, self.exports, self.demo_images)
         return [str(folder) for folder in folders]
 
     def draft(self) -> Draft:
@@ -79,6 +80,10 @@ class Workspace:
     def new_comparison(self, name: str = "compare") -> Path:
         """An unused folder for one comparison."""
         return self._new(self.compare, name)
+
+    def new_export(self, name: str) -> Path:
+        """An unused folder for files that an adapter is written as."""
+        return self._new(self.exports, name)
 
     def new_job(self, name: str) -> Path:
         """An unused folder for a job that is neither run nor comparison; not served to browsers."""

@@ -99,7 +99,8 @@ def _of_file(asked: Export, target: Path, say: Say) -> list[Written]:
     def tell(text: str) -> None:
         say("note", where="", text=text)
 
-    wish = Wish(asked.path.stem, asked.formats, metadata=recipe.SaveSpec.model_validate(asked.save).metadata, tell=tell)
+    save = recipe.SaveSpec.model_validate(asked.save)
+    wish = Wish(asked.path.stem, asked.formats, metadata=save.metadata, tell=tell)
     return toolbox.files(asked.path, target, wish, asked.save.get("precision", ""), (asked.family, asked.model), tell)
 
 

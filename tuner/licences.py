@@ -18,9 +18,11 @@ class Licence:
 APACHE, MIT = Licence("apache-2.0"), Licence("mit")
 RAIL, RAIL_PLUS = Licence("creativeml-openrail-m"), Licence("openrail++")
 FLUX1 = Licence("other", "flux-1-dev-non-commercial-license")
-FLUX2 = Licence("other", "flux-dev-non-commercial-license")
-STABILITY = Licence("other", "stability-ai-community-license")
-HUNYUAN = Licence("other", "tencent-hunyuan-community-license")
+FLUX2 = Licence("other", "flux-non-commercial-license")
+STABILITY = Licence("other", "stabilityai-ai-community")
+HUNYUAN = Licence("other", "tencent-hunyuan-community")
+SEE_BASE = Licence("other", "see-base-model")
+"""For a base whose terms are not known here: the card links to it, and claims nothing."""
 SANA = Licence("other", "nvidia-nscl-v2-custom")
 
 FAMILIES: dict[str, tuple[str, str, Licence]] = {
@@ -36,8 +38,8 @@ FAMILIES: dict[str, tuple[str, str, Licence]] = {
     "kandinsky5_video": ("Kandinsky 5.0 Video", "video", MIT),
     "kolors": ("Kolors", "image", Licence("other", "kolors-license")),
     "longcat_image": ("LongCat-Image", "image", APACHE),
-    "ltx": ("LTX-Video 0.9", "video", Licence("other", "ltx-video-open-weights-license")),
-    "ltx2": ("LTX-2", "video", Licence("other", "ltx-2-community-license")),
+    "ltx": ("LTX-Video 0.9", "video", SEE_BASE),
+    "ltx2": ("LTX-2", "video", Licence("other", "ltx-2-community-license-agreement")),
     "lumina2": ("Lumina-Image 2.0", "image", APACHE),
     "omnigen": ("OmniGen", "image", MIT),
     "pixart_sigma": ("PixArt Sigma", "image", RAIL_PLUS),
@@ -47,11 +49,42 @@ FAMILIES: dict[str, tuple[str, str, Licence]] = {
     "sd2": ("Stable Diffusion 2.x", "image", RAIL_PLUS),
     "sd3": ("Stable Diffusion 3 and 3.5", "image", STABILITY),
     "sdxl": ("Stable Diffusion XL", "image", RAIL_PLUS),
-    "stable_cascade": ("Stable Cascade (stage C)", "image", Licence("other", "stability-ai-nc-research-community")),
+    "stable_cascade": ("Stable Cascade (stage C)", "image", Licence("other", "stable-cascade-nc-community")),
     "wan": ("Wan 2.1 and 2.2", "video", APACHE),
     "z_image": ("Z-Image (Base and Turbo)", "image", APACHE),
 }
-"""Family → (title, what it makes, licence)."""
+"""Family → (title, what it makes, licence). Names are those of the makers' own model cards. LTX-Video changed its terms
+from one version to the next."""
+
+OWNERS: dict[str, tuple[str, ...]] = {
+    "ace_step": ("ACE-Step",),
+    "auraflow": ("fal",),
+    "chroma": ("lodestones",),
+    "cosmos2": ("nvidia",),
+    "flux1": ("black-forest-labs",),
+    "flux2": ("black-forest-labs",),
+    "hidream": ("HiDream-ai",),
+    "hunyuan_video15": ("tencent", "hunyuanvideo-community"),
+    "kandinsky5_image": ("kandinskylab",),
+    "kandinsky5_video": ("kandinskylab",),
+    "kolors": ("Kwai-Kolors",),
+    "longcat_image": ("meituan-longcat",),
+    "ltx": ("Lightricks",),
+    "ltx2": ("Lightricks", "dg845"),
+    "lumina2": ("Alpha-VLLM",),
+    "omnigen": ("Shitao",),
+    "pixart_sigma": ("PixArt-alpha",),
+    "qwen_image": ("Qwen",),
+    "sana": ("Efficient-Large-Model",),
+    "sd1": ("stable-diffusion-v1-5", "CompVis", "runwayml"),
+    "sd2": ("stabilityai",),
+    "sd3": ("stabilityai",),
+    "sdxl": ("stabilityai",),
+    "stable_cascade": ("stabilityai",),
+    "wan": ("Wan-AI",),
+    "z_image": ("Tongyi-MAI",),
+}
+"""Family → who publishes its models, and copies of them, on the Hub. A fine-tune by others has terms of its own."""
 
 EXCEPTIONS: dict[tuple[str, str], Licence] = {
     ("flux1", "black-forest-labs/FLUX.1-schnell"): APACHE,
@@ -64,4 +97,6 @@ EXCEPTIONS: dict[tuple[str, str], Licence] = {
 def of(family: str, base: str) -> Licence | None:
     """The terms for adapters of a base model; nothing for an unknown family."""
     known = FAMILIES.get(family)
-    return EXCEPTIONS.get((family, base), known[2]) if known else None
+    if known is None or (family, base) in EXCEPTIONS:
+        return EXCEPTIONS.get((family, base))
+    return known[2] if not base or base.split("/")[0] in OWNERS[family] else SEE_BASE

@@ -21,7 +21,8 @@ Tuner.compare = (element, trigger, props, watch, upload) =>
     let value = {},
       pair = [],
       known = "",
-      at = "";
+      at = "",
+      mine = "";
 
     const marked = new Map(); // what the chips on the screen say
     const form = () => ({
@@ -50,6 +51,33 @@ Tuner.compare = (element, trigger, props, watch, upload) =>
       wait = window.setTimeout(tell, 400);
     });
 
+    // What the button "Export this one" means: a press marks it everywhere.
+    const choice = (id, label) =>
+      h(
+        "button",
+        {
+          class: "t-choice",
+          type: "button",
+          "data-id": id,
+          "aria-pressed": "false",
+          "aria-label": `Choose ${label} for export`,
+          title: "The button Export writes this one",
+          onclick: () => {
+            mine = id;
+            choose();
+            act("choose", { id });
+          },
+        },
+        icon("check", 12),
+        h("span", {}, "Choose"),
+      );
+    const choose = () =>
+      root.querySelectorAll(".t-choice").forEach((n) => {
+        const on = n.dataset.id === mine;
+        n.setAttribute("aria-pressed", String(on));
+        n.lastChild.textContent = on ? "Chosen" : "Choose";
+        n.closest(".t-contender, th").classList.toggle("t-mine", on);
+      });
     const chip = (c) => {
       marked.set(c.id, c);
       const box = h("input", { type: "checkbox", id: "c-" + c.id, checked: c.on });
@@ -72,6 +100,7 @@ Tuner.compare = (element, trigger, props, watch, upload) =>
           h("span", {}, h("strong", {}, h("span", { translate: named(c.label) }, c.label), c.suggested ? h("em", {}, "suggested") : ""), h("small", {}, c.note)),
         ),
         (c.warnings || []).map((text) => h("small", { class: "t-warned" }, text)),
+        c.id === "base" ? "" : choice(c.id, c.label),
         c.adapter ? h("div", { class: "t-strength-row" }, range, out) : "",
       );
       box.addEventListener("change", () => {
@@ -105,15 +134,14 @@ Tuner.compare = (element, trigger, props, watch, upload) =>
           {
             class: "t-ribbon",
             role: "img",
-            "aria-label": "Validation loss: " + known.map((c) => `step ${c.step} ${c.loss.toFixed(3)}`).join(", "),
+            "aria-label": "Loss: " + known.map((c) => `step ${c.step} ${c.loss.toFixed(3)}`).join(", "),
           },
           known.map(bar),
         ),
-        known.filter((c) => c.why).map((c) => h("p", { class: "t-quiet t-why" }, c.why)),
       ];
     };
     const open = new Set();
-    const checkpoints = (run, all) => {
+    const checkpoints = (run, all, hint) => {
       const steps = all.filter((c) => c.step && c.run === run);
       if (!steps.length) return "";
       const box = h(
@@ -121,13 +149,14 @@ Tuner.compare = (element, trigger, props, watch, upload) =>
         { class: "t-checkpoints", open: open.has(run) || steps.some((c) => c.on) },
         h("summary", {}, `Checkpoints (${steps.length})`),
         ribbon(steps),
+        hint && h("p", { class: "t-quiet t-why" }, hint),
         steps.map(chip),
       );
       box.addEventListener("toggle", () => (box.open ? open.add(run) : open.delete(run)));
       return box;
     };
     const shelf = (all) =>
-      all.filter((c) => !c.step).flatMap((c) => [chip(c), c.run ? checkpoints(c.run, all) : ""]);
+      all.filter((c) => !c.step).flatMap((c) => [chip(c), c.run ? checkpoints(c.run, all, c.hint) : ""]);
 
     const picker = (slot, accept, text) => {
       const input = h("input", { class: "t-hidden", type: "file", multiple: true, accept, id: `c-file-${slot}`,
@@ -223,7 +252,13 @@ Tuner.compare = (element, trigger, props, watch, upload) =>
               {},
               h("th", {}, h("span", { class: "t-sr" }, "Prompt")),
               m.columns.map((c) =>
-                h("th", { scope: "col" }, h("span", { title: c.label, translate: named(c.label) }, c.label), h("small", {}, c.note)),
+                h(
+                  "th",
+                  { scope: "col" },
+                  h("span", { title: c.label, translate: named(c.label) }, c.label),
+                  h("small", {}, c.note),
+                  value.shelf.some((s) => s.id === c.id) ? choice(c.id, c.label) : "",
+                ),
               ),
             ),
           ),
@@ -269,17 +304,17 @@ Tuner.compare = (element, trigger, props, watch, upload) =>
       e.preventDefault();
       vote(current, choice);
     });
-    const unnamed = (b, where) => {
-      const src = file(b[where]),
-        name = where === "left" ? "Left" : "Right";
+    // Clips start together and sounds are equally loud, else the choice would be about that.
+    const unnamed = (b) => {
+      const [left, right] = ["left", "right"].map((w) => ({ src: file(b[w]), label: w === "left" ? "Left" : "Right" }));
       const seen = {
-        picture: () => h("img", { src, alt: name }),
-        video: () => h("video", { src, controls: true, autoplay: true, loop: true, muted: true, "aria-label": name }),
-        sound: () => h("audio", { src, controls: true, "aria-label": name }),
-      }[kind(src)]();
-      const arrow = where === "left" ? "\u2190 Left is better" : "Right is better \u2192";
-      return h("div", {}, seen, h("button", { class: "t-button t-block", type: "button", id: `c-${where}`,
-        onclick: () => vote(b, where) }, arrow));
+        picture: () => h("div", { class: "t-two-up" }, [left, right].map((c) => h("img", { src: c.src, alt: c.label }))),
+        video: () => Tuner.together(left, right),
+        sound: () => Tuner.switched(left, right),
+      }[kind(left.src)]();
+      const press = (where, text) =>
+        h("button", { class: "t-button t-block", type: "button", id: `c-${where}`, onclick: () => vote(b, where) }, text);
+      return [seen, h("div", { class: "t-two-up" }, press("left", "\u2190 Left is better"), press("right", "Right is better \u2192"))];
     };
     const trial = (b) =>
       b.result
@@ -295,7 +330,7 @@ Tuner.compare = (element, trigger, props, watch, upload) =>
             { class: "t-trial", tabindex: -1 },
             h("h3", {}, `Blind test, ${b.number + 1} of ${b.of}`),
             h("p", { translate: "no" }, b.prompt),
-            h("div", { class: "t-two-up" }, unnamed(b, "left"), unnamed(b, "right")),
+            unnamed(b),
             h(
               "p",
               { class: "t-quiet" },
@@ -373,7 +408,7 @@ Tuner.compare = (element, trigger, props, watch, upload) =>
     );
     return (fresh) => {
       value = fresh;
-      part.draw("shelf", [fresh.shelf.map((c) => [c.id, c.label, c.note, c.why, c.warnings]), fresh.reset], () => {
+      part.draw("shelf", [fresh.shelf.map((c) => [c.id, c.label, c.note, c.hint, c.warnings]), fresh.reset], () => {
         marked.clear();
         return fresh.shelf.length > 1
           ? shelf(fresh.shelf)
@@ -443,74 +478,108 @@ Tuner.compare = (element, trigger, props, watch, upload) =>
             })[0] || [];
         mark(m);
       }
+      mine = fresh.chosen;
+      choose();
       closer.hidden = !m || Boolean(current);
       root.classList.toggle("t-wide-board", closer.hidden);
     };
   });
 
-// Two clips that play, pause and move together; the second follows the first.
+// How loud each player must be so that all sound equally loud: the root mean square of every one, and the quietest
+// stays as it is. Fails where something has no sound.
+Tuner.levels = async (sources) => {
+  const power = async (src) => {
+    const raw = await (await fetch(src)).arrayBuffer();
+    const sound = await new OfflineAudioContext(1, 1, 44100).decodeAudioData(raw);
+    let sum = 0;
+    for (let c = 0; c < sound.numberOfChannels; c++) for (const x of sound.getChannelData(c)) sum += x * x;
+    return Math.sqrt(sum / Math.max(1, sound.length * sound.numberOfChannels));
+  };
+  const loud = await Promise.all(sources.map(power));
+  const low = Math.min(...loud);
+  return loud.map((one) => (low > 0 ? low / one : 1));
+};
+
+// Which of two players is heard, as a pair of buttons; both go on, so that a switch keeps the place.
+Tuner.heard = (players, labels) => {
+  const { h } = Tuner;
+  const note = h("small", { class: "t-quiet", role: "status" });
+  let at = 0;
+  const names = labels.map((label, i) => h("button", { type: "button", "aria-pressed": "false", onclick: () => hear(i) }, label));
+  const hear = (i) => {
+    if (Math.abs(players[i].currentTime - players[at].currentTime) > 0.02) players[i].currentTime = players[at].currentTime;
+    at = i;
+    players.forEach((p, n) => (p.muted = n !== at));
+    names.forEach((n, k) => {
+      n.classList.toggle("t-on", k === at);
+      n.setAttribute("aria-pressed", String(k === at));
+    });
+  };
+  hear(0);
+  const set = h("div", { class: "t-seg t-seg-wide", role: "group", "aria-label": "Which one is heard" }, names);
+  return { set, note, now: () => at };
+};
+
+// One button plays or pauses both; the one that is not the leader follows it.
+Tuner.paired = (players, words, leader) => {
+  const press = Tuner.h("button", { class: "t-button t-small", type: "button" }, words[0]);
+  const say = () => (press.textContent = players[leader()].paused ? words[0] : words[1]);
+  press.addEventListener("click", () => {
+    const first = players[leader()],
+      go = first.paused;
+    players.forEach((p) => p !== first && (p.currentTime = first.currentTime));
+    players.forEach((p) => (go ? p.play() : p.pause()));
+    say();
+  });
+  players.forEach((p, i) => {
+    p.addEventListener("ended", say);
+    p.addEventListener("timeupdate", () => {
+      if (i !== leader()) return;
+      for (const other of players)
+        if (other !== p && !other.seeking && Math.abs(p.currentTime - other.currentTime) > 0.05) other.currentTime = p.currentTime;
+    });
+  });
+  return press;
+};
+
+// Two clips that play, pause and move together; where they have sound, one is heard.
 Tuner.together = (a, b) => {
   const { h } = Tuner;
-  const clips = [a, b].map((c) => h("video", { src: c.src, muted: true, loop: true, "aria-label": c.label, translate: Tuner.named(c.label) }));
+  const clips = [a, b].map((c) =>
+    h("video", { src: c.src, muted: true, loop: true, playsinline: true, preload: "auto", "aria-label": c.label, translate: Tuner.named(c.label) }));
+  clips.forEach((c) => (c.muted = true));
   const range = h("input", { type: "range", min: 0, max: 1, step: 0.001, value: 0, "aria-label": "Place in both clips" });
-  const press = h("button", { class: "t-button t-small", type: "button" }, "Play both");
-  press.addEventListener("click", () => {
-    const go = clips[0].paused;
-    clips[1].currentTime = clips[0].currentTime;
-    clips.forEach((c) => (go ? c.play() : c.pause()));
-    press.textContent = go ? "Pause both" : "Play both";
-  });
-  range.addEventListener("input", () =>
-    clips.forEach((c) => {
-      if (c.duration) c.currentTime = range.value * c.duration;
-    }),
-  );
+  const press = Tuner.paired(clips, ["Play both", "Pause both"], () => 0);
+  range.addEventListener("input", () => clips.forEach((c) => c.duration && (c.currentTime = range.value * c.duration)));
   clips[0].addEventListener("timeupdate", () => {
     if (clips[0].duration) range.value = clips[0].currentTime / clips[0].duration;
-    if (Math.abs(clips[0].currentTime - clips[1].currentTime) > 0.08) clips[1].currentTime = clips[0].currentTime;
   });
   const figures = clips.map((c, i) => h("figure", {}, c, h("figcaption", { translate: Tuner.named([a, b][i].label) }, [a, b][i].label)));
-  return h("div", { class: "t-wipe-box t-together" }, figures, range, press);
+  const box = h("div", { class: "t-wipe-box t-together" }, figures, range, press);
+  Tuner.levels([a.src, b.src]).then(
+    (volumes) => {
+      const { set, note } = Tuner.heard(clips, [a, b].map((c) => `Hear ${c.label}`));
+      clips.forEach((c, i) => (c.volume = volumes[i]));
+      note.textContent = "Loudness is matched.";
+      box.append(set, note);
+    },
+    () => {
+      /* silent clips */
+    },
+  );
+  return box;
 };
 
 // Two recordings at once of which one is heard; the louder one is turned down to the loudness of the other.
 Tuner.switched = (a, b) => {
   const { h } = Tuner;
   const players = [a, b].map((c) => h("audio", { src: c.src, preload: "auto" }));
-  let heard = 0;
-  const note = h("small", { class: "t-quiet", role: "status" });
-  const power = async (src) => {
-    const raw = await (await fetch(src)).arrayBuffer();
-    const data = (await new OfflineAudioContext(1, 1, 44100).decodeAudioData(raw)).getChannelData(0);
-    return Math.sqrt(data.reduce((sum, x) => sum + x * x, 0) / Math.max(1, data.length));
-  };
-  Promise.all([a, b].map((c) => power(c.src)))
-    .then((loud) => {
-      const low = Math.min(...loud);
-      players.forEach((p, i) => (p.volume = low > 0 ? low / loud[i] : 1));
+  const { set, note, now } = Tuner.heard(players, [a, b].map((c, i) => `${"AB"[i]}: ${c.label}`));
+  Tuner.levels([a.src, b.src])
+    .then((volumes) => {
+      players.forEach((p, i) => (p.volume = volumes[i]));
       note.textContent = "Loudness is matched.";
     })
     .catch(() => (note.textContent = "Loudness could not be measured; it is not matched."));
-  const names = [a, b].map((c, i) =>
-    h("button", { type: "button", "aria-pressed": "false", onclick: () => hear(i) }, `${"AB"[i]}: ${c.label}`),
-  );
-  const hear = (i) => {
-    heard = i;
-    players.forEach((p, n) => (p.muted = n !== heard));
-    names.forEach((n, k) => {
-      n.classList.toggle("t-on", k === heard);
-      n.setAttribute("aria-pressed", String(k === heard));
-    });
-  };
-  const press = h("button", { class: "t-button", type: "button" }, "Play");
-  press.addEventListener("click", () => {
-    const go = players[0].paused;
-    players[1].currentTime = players[0].currentTime;
-    players.forEach((p) => (go ? p.play() : p.pause()));
-    press.textContent = go ? "Pause" : "Play";
-  });
-  players[0].addEventListener("ended", () => (press.textContent = "Play"));
-  hear(0);
-  return h("div", { class: "t-wipe-box t-switched" }, players, press,
-    h("div", { class: "t-seg t-seg-wide", role: "group", "aria-label": "Which one is heard" }, names), note);
+  return h("div", { class: "t-wipe-box t-switched" }, players, Tuner.paired(players, ["Play", "Pause"], now), set, note);
 };

@@ -1,5 +1,5 @@
-// Everything in the workspace, the bin, and the page that publishes a run.
-Tuner.holdings = (element, trigger, props, watch) =>
+// Everything in the workspace and the bin; over it the pages that export an adapter and publish it.
+Tuner.holdings = (element, trigger, props, watch, upload) =>
   Tuner.widget(element, props, watch, (root) => {
     const { h, icon, slots, file, go } = Tuner;
     const part = slots();
@@ -13,9 +13,27 @@ Tuner.holdings = (element, trigger, props, watch) =>
         { class: "t-input", "aria-label": label },
         pairs.map(([key, text]) => h("option", { value: key }, text)),
       );
-    const kind = choice("Show", [["", "Everything"], ["run", "Runs"], ["adapter", "Adapters"], ["dataset", "Data sets"]]);
+    const kind = choice("Show", [["", "Everything"], ["run", "Runs"], ["adapter", "Adapters"], ["export", "Exports"],
+      ["dataset", "Data sets"]]);
     const order = choice("Sort by", [["at", "Newest first"], ["title", "Name"], ["bytes", "Largest first"]]);
-    const head = h("div", { class: "t-lib-head" }, find, kind, order, part.node("total", "span", { class: "t-quiet" }));
+    const picked = h("input", { class: "t-hidden", type: "file", multiple: true, accept: ".safetensors", id: "l-file",
+      tabindex: -1, "aria-label": "Add an adapter file" });
+    picked.addEventListener("change", async () => {
+      const files = [],
+        failed = [];
+      for (const one of picked.files) {
+        try {
+          files.push({ path: (await upload(one)).path, name: one.name });
+        } catch (error) {
+          failed.push(one.name);
+        }
+      }
+      picked.value = "";
+      trigger("uploaded", { files, failed });
+    });
+    const add = h("button", { class: "t-button", type: "button", onclick: () => picked.click() }, icon("upload", 14),
+      "Add an adapter");
+    const head = h("div", { class: "t-lib-head" }, find, kind, order, add, picked, part.node("total", "span", { class: "t-quiet" }));
     const list = h(
       "div",
       {},
@@ -41,13 +59,32 @@ Tuner.holdings = (element, trigger, props, watch) =>
       trigger("openitem", { kind: item.kind, name: item.name, tab });
       go(tab);
     };
+    const NAMES = { run: "Run", dataset: "Data set", adapter: "Adapter from elsewhere", export: "Export" };
+    const PICTURES = { run: "image", dataset: "image", adapter: "upload", export: "down" };
+    const blank = (item) =>
+      h("span", { class: "t-lib-blank", "aria-hidden": "true" }, icon(PICTURES[item.kind], 22));
+    const ways = (item) =>
+      ({
+        dataset: () => [button("Open", () => open(item, "dataset"))],
+        run: () => [
+          button("Open", () => open(item, "train")),
+          item.adapter && button("Compare", () => open(item, "compare")),
+          item.adapter && button("Export", () => trigger("export", { id: item.name })),
+          item.adapter && button("Publish", () => trigger("prepare", { name: item.name })),
+        ],
+        adapter: () => [
+          button("Compare", () => open(item, "compare")),
+          button("Export", () => trigger("export", { id: `file:${item.name}` })),
+        ],
+        export: () => [button("Open", () => trigger("openexport", { name: item.name }))],
+      })[item.kind]();
     const row = (item) =>
       h(
         "li",
         {},
         item.thumb && /\.(png|jpe?g|webp)$/i.test(item.thumb)
           ? h("img", { src: file(item.thumb), alt: "", loading: "lazy" })
-          : h("span", { class: "t-lib-blank", "aria-hidden": "true" }, icon("image", 22)),
+          : blank(item),
         h(
           "div",
           { class: "t-lib-text" },
@@ -55,22 +92,20 @@ Tuner.holdings = (element, trigger, props, watch) =>
           h(
             "p",
             { class: "t-quiet" },
-            [item.kind === "run" ? "Run" : "Data set", item.family, item.state, item.about, item.size, item.when]
+            [NAMES[item.kind], item.family, item.licence && `base licence: ${item.licence}`, item.state, item.about, item.size, item.when]
               .filter(Boolean)
               .join(" · "),
           ),
+          (item.warnings || []).map((text) => h("p", { class: "t-warned" }, text)),
           h("div", { class: "t-lib-notes" }, field(item, "tags", "Tags"), field(item, "note", "Note")),
         ),
         h(
           "div",
           { class: "t-lib-do" },
-          item.kind === "dataset"
-            ? button("Open", () => open(item, "dataset"))
-            : [button("Open", () => open(item, "train")), item.adapter && button("Compare", () => open(item, "compare"))],
-          item.adapter && button("Publish", () => trigger("prepare", { name: item.name })),
+          ways(item),
           button("Delete", () => send(item, "delete"), {
             disabled: item.live,
-            title: item.live ? "It is training now; stop it first." : "Move to the bin",
+            title: item.live ? "It is being worked on now; stop it first." : "Move to the bin",
           }),
         ),
       );
@@ -90,7 +125,7 @@ Tuner.holdings = (element, trigger, props, watch) =>
         : h(
             "li",
             { class: "t-lib-none" },
-            h("p", {}, "Your runs and data sets gather here. Nothing has been made yet."),
+            h("p", {}, "Your runs, adapters and data sets gather here. Nothing has been made yet."),
             button("Try it with the demo pictures", () => go("dataset")),
           );
     const redraw = () => part.draw("list", shown(), (items) => (items.length ? items.map(row) : none()));
@@ -126,7 +161,7 @@ Tuner.holdings = (element, trigger, props, watch) =>
       const open = h("input", { type: "checkbox", id: "p-public", checked: p.public });
       const again = h("input", { type: "checkbox", id: "p-update" });
       const token = h("input", { class: "t-input", id: "p-token", type: "password", autocomplete: "off" });
-      const asked = () => ({ name: p.run, repo: repo.value, public: open.checked });
+      const asked = () => ({ name: p.run, export: p.export, repo: repo.value, public: open.checked });
       const stale = () => {
         const b = document.getElementById("p-send");
         if (b) b.disabled = true;
@@ -178,15 +213,110 @@ Tuner.holdings = (element, trigger, props, watch) =>
         );
       return [
         h("p", { class: "t-said t-bad", role: "alert" }, p.trouble),
-        button("Try again", () => trigger("prepare", { name: p.run, repo: p.repo }), { id: "p-again" }),
+        button("Try again", () => trigger("prepare", { name: p.run, export: p.export, repo: p.repo }), { id: "p-again" }),
       ];
     };
-    const publish = (p) =>
+    const PRECISIONS = { fp32: "fp32: exactly what trained", bf16: "bf16: half the size", fp16: "fp16: half the size" };
+    const METADATA = {
+      share: "Settings only: no folders, captions, comments or times",
+      full: "Everything about the training",
+      minimal: "Only what programs need to load it",
+    };
+    const USES = {
+      diffusers: "Python, and the programs that are built on it",
+      comfyui: "Goes into its folder models/loras",
+      kohya: "For web UIs and trainers that read kohya's names",
+    };
+    const wish = (p) => {
+      const boxes = p.formats.map((f) => [f, h("input", { type: "checkbox", id: `x-${f.format}`, checked: !f.reason,
+        disabled: Boolean(f.reason) })]);
+      const select = (id, words, at) => {
+        const node = h("select", { class: "t-input", id }, Object.entries(words).map(([k, t]) => h("option", { value: k }, t)));
+        node.value = at;
+        return node;
+      };
+      const precision = select("x-precision", p.precision ? PRECISIONS : { "": "As the file has it", ...PRECISIONS }, p.precision);
+      const tells = select("x-metadata", METADATA, p.metadata);
+      const family = select("x-family", { "": "Choose …", ...Object.fromEntries(p.families.map((f) => [f.name, f.title])) }, "");
+      const write = button("Write the files", () =>
+        trigger("write", { id: p.id, formats: boxes.filter(([, b]) => b.checked).map(([f]) => f.format),
+          precision: precision.value, metadata: tells.value, family: family.value }),
+        { id: "x-write", class: "t-button t-go" });
+      const ready = () => {
+        write.disabled = (boxes.length > 0 && !boxes.some(([, b]) => b.checked)) || (p.families.length > 0 && !family.value);
+      };
+      [family, ...boxes.map(([, b]) => b)].forEach((n) => n.addEventListener("change", ready));
+      ready();
+      return [
+        p.families.length > 0 && labelled("The file does not say which model it is for", family),
+        p.whole
+          ? h("p", {}, `${p.whole}. This way of training has no other files.`)
+          : h(
+              "fieldset",
+              { class: "t-formats" },
+              h("legend", {}, "For which programs"),
+              boxes.map(([f, box]) =>
+                h("label", { class: f.reason ? "t-refused" : "" }, box, h("span", {}, f.title, h("small", {}, f.reason || USES[f.format])))),
+            ),
+        !p.whole && labelled("Numbers", precision),
+        !p.whole && labelled("What the file tells", tells),
+        write,
+      ];
+    };
+    const badge = (f) =>
+      f.problems.length
+        ? h("span", { class: "t-proof t-wrong" }, icon("warn", 13), "not as it was trained")
+        : h("span", { class: "t-proof" }, icon("check", 13), f.badge);
+    const size = (bytes) => (bytes >= 1e9 ? `${(bytes / 1e9).toFixed(1)} GB` : bytes >= 1e6 ? `${(bytes / 1e6).toFixed(1)} MB`
+      : `${(bytes / 1e3).toFixed(1)} kB`);
+    const written = (p) => [
+      h(
+        "ul",
+        { class: "t-written" },
+        p.files.map((f) =>
+          h(
+            "li",
+            {},
+            h("div", { class: "t-written-head" }, h("strong", {}, f.title), badge(f)),
+            f.problems.map((text) => h("p", { class: "t-warned" }, text)),
+            f.parts.map((one) =>
+              h("a", { class: "t-button t-small", href: file(one.file), download: one.name.split("/").pop(),
+                "aria-label": `Download ${one.name} for ${f.title}` }, icon("down", 14), one.name,
+                h("small", {}, size(one.bytes)))),
+          ),
+        ),
+      ),
+      p.notes.map((text) => h("p", { class: "t-note" }, text)),
+      h("p", { class: "t-quiet" }, "On this machine they lie in ", h("code", {}, p.folder)),
+      h(
+        "div",
+        { class: "t-row" },
+        p.files.every((f) => !f.problems.length) &&
+          button("Publish", () => trigger("prepare", { name: p.run, export: p.job }), { id: "x-publish", class: "t-button t-go" }),
+        button("Write others", () => trigger("export", { id: p.id }), { class: "t-button" }),
+      ),
+    ];
+    const exported = (p) => {
+      if (p.stage === "form") return wish(p);
+      if (p.stage === "working")
+        return h("p", { role: "status" }, h("span", { class: "t-spin" }), "The files are written, opened again and compared …");
+      if (p.stage === "done") return written(p);
+      return [
+        h("p", { class: "t-said t-bad", role: "alert" }, p.trouble),
+        button("Try again", () => trigger("export", { id: p.id })),
+      ];
+    };
+    const publish = (p) => [
+      h("h2", {}, "Publish"),
+      h("p", { class: "t-quiet", translate: "no" }, [p.run, p.export].filter(Boolean).join(" · ")),
+      ["form", "ready"].includes(p.stage) ? form(p) : state(p),
+    ];
+    const over = (p) =>
       p && [
         button("Back to the library", () => trigger("closepage", {})),
-        h("h2", {}, "Publish"),
-        h("p", { class: "t-quiet", translate: "no" }, p.run),
-        ["form", "ready"].includes(p.stage) ? form(p) : state(p),
+        p.kind === "export"
+          ? [h("h2", {}, "Export"), h("p", { class: "t-quiet", translate: Tuner.named(p.label) }, p.label), exported(p)]
+          : publish(p),
       ];
     return (now) => {
       value = now;
@@ -196,6 +326,6 @@ Tuner.holdings = (element, trigger, props, watch) =>
       part.draw("total", now.total, (text) => `${text} in all`);
       part.draw("bin", now.bin, bin);
       redraw();
-      part.draw("page", now.page, publish);
+      if (part.draw("page", now.page, over) && now.page) root.scrollIntoView({ block: "nearest" });
     };
   });

@@ -6,12 +6,24 @@ Tuner.system = (element, trigger, props, watch) =>
     root.append(part.node("said", "div", { role: "status" }), part.node("all", "div", { class: "t-pages" }));
     const panel = (title, ...content) => h("section", { class: "t-panel" }, h("h2", {}, title), content);
     const facts = (rows) => h("dl", { class: "t-facts" }, rows.map(([k, v]) => [h("dt", {}, k), h("dd", {}, v)]));
-    const prune = (value) =>
-      h(
-        "button",
-        { class: "t-button t-small", type: "button", disabled: value.busy, onclick: () => trigger("prune", {}) },
-        value.busy ? "Clearing …" : "Clear the cache",
-      );
+    // Asked once more, with what it costs, before anything is deleted.
+    const prune = (value) => {
+      if (value.busy) return h("p", { class: "t-quiet t-gap", role: "status" }, h("span", { class: "t-spin" }), "Clearing …");
+      const box = h("div", { class: "t-gap" });
+      const small = (text, act, more = {}) => h("button", { class: "t-button t-small", type: "button", onclick: act, ...more }, text);
+      const ask = () =>
+        box.replaceChildren(small("Clear the cache …", sure, { id: "s-clear", disabled: !value.clear }));
+      const sure = () => {
+        const yes = small(`Delete ${value.clear}`, () => trigger("prune", {}), { id: "s-sure", class: "t-button t-small t-stop" });
+        box.replaceChildren(
+          h("p", { role: "alert" }, "Your pictures, captions and runs stay. The next training encodes everything again, which takes a while."),
+          h("div", { class: "t-row" }, yes, small("Keep", () => (ask(), document.getElementById("s-clear").focus()))),
+        );
+        yes.focus();
+      };
+      ask();
+      return box;
+    };
     const look = () => {
       const set = (dark) => () => Tuner.dark(dark);
       return h(
@@ -26,7 +38,7 @@ Tuner.system = (element, trigger, props, watch) =>
       part.draw("all", value, (v) => [
         panel("This machine", facts(v.machine)),
         panel("Workspace", facts(v.workspace)),
-        panel("Cache", facts(v.cache), h("p", { class: "t-quiet" }, "All of it is made again when a run needs it."), prune(v)),
+        panel("Cache", facts(v.cache), h("p", { class: "t-quiet t-gap" }, "Pictures and captions as the models see them; made again when a run needs them."), prune(v)),
         panel("Look", look()),
         panel("Versions", facts(v.versions)),
         panel("Licences", facts(v.licences)),

@@ -22,7 +22,7 @@ from ..parts.names import safe_file, unused
 from ..parts.reader import Reader, reader
 from ..parts.widget import SILENT, notice, quiet, widget
 from ..parts.words import count
-from ..shelf import Foreign, best, points
+from ..shelf import Foreign, advice, points
 from ..studio import Studio, as_dict
 from ..workspace import write_json
 from .dataset import PLAN
@@ -41,7 +41,6 @@ def view(studio: Studio, told: dict[str, Any] = SILENT) -> dict[str, Any]:
     form = _form(studio, base)
     return {
         "shelf": shelf,
-        "hint": _hint(shelf),
         "reset": str(_saved(studio).get("restored", "")),
         "form": {key: form[key] for key in ("prompts", "seed", "steps", "frames", "seconds")},
         "modality": _family(studio, base).get("modality", "image"),
@@ -53,7 +52,27 @@ def view(studio: Studio, told: dict[str, Any] = SILENT) -> dict[str, Any]:
         "state": state,
         "sentence": sentence,
         "told": told,
+        "chosen": chosen(studio, shelf),
     }
+
+
+def chosen(studio: Studio, shelf: list[dict[str, Any]]) -> str:
+    """Which contender is to be exported: the one that was chosen, else the suggested one, else the first that is on."""
+    possible = [one for one in shelf if one["id"] != "base"]
+    wanted = _saved(studio).get("chosen")
+    ways = (lambda c: c["id"] == wanted, lambda c: c["on"] and c.get("suggested"), lambda c: c["on"], lambda c: True)
+    return next((str(c["id"]) for way in ways for c in possible if way(c)), "")
+
+
+def buttons(studio: Studio) -> tuple[Any, Any]:
+    """Compare, and Export; the one that is the next step stands out."""
+    folder, ready = shown(studio), bool(chosen(studio, contenders(studio)[0]))
+    drawn = (
+        ready and folder is not None and any(e["kind"] == "sample" for e in events.follow(folder / "events.jsonl")[0])
+    )
+    return gr.Button(variant="secondary" if drawn else "primary"), gr.Button(
+        variant="primary" if drawn else "secondary", interactive=ready
+    )
 
 
 def stamp(studio: Studio) -> str:
@@ -115,11 +134,13 @@ def _run(name: str, folder: Path, seen: Reader, recipe: dict[str, Any], first: b
     steps = sorted({int(e["step"]) for e in seen.checkpoints})
     steps = [n for n in steps if (folder / "checkpoints" / f"step-{n:06d}").is_dir()]
     losses = points(steps, [(int(e["step"]), float(e["loss"])) for e in seen.validation if e.get("loss") is not None])
-    suggested, why = best(steps, losses)
+    held_back = any(isinstance(d, dict) and d.get("role") == "validation" for d in recipe.get("data") or [])
+    suggested, out[0]["hint"] = advice(steps, losses, held_back)
+    kind = "validation loss" if held_back else "loss on what was trained"
     for step, loss in list(zip(steps, losses, strict=True))[-MOST_STEPS:]:
         path = folder / "checkpoints" / f"step-{step:06d}"
-        more = {"step": step, "loss": loss, "suggested": step == suggested, "why": why if step == suggested else ""}
-        told = f"validation loss {loss:.3f}" if loss is not None else "no validation loss"
+        more = {"step": step, "loss": loss, "suggested": step == suggested}
+        told = f"{kind} {loss:.3f}" if loss is not None else "no loss measured"
         one = {"id": f"{name}@{step}", "label": f"{label}, step {step}", "note": told, "on": False, "path": str(path)}
         out.append({**one, **common, **more})
     return out
@@ -135,10 +156,6 @@ def _foreign(studio: Studio) -> list[dict[str, Any]]:
         }
         for path in foreign.files()[:20]
     ]  # fmt: skip
-
-
-def _hint(shelf: list[dict[str, Any]]) -> str:
-    return next((str(one["why"]) for one in shelf if one.get("why")), "")
 
 
 def run_label(name: str) -> tuple[str, str]:
@@ -187,12 +204,13 @@ def request(studio: Studio) -> tuple[dict[str, Any], str]:
     return asked, ""
 
 
-def build(studio: Studio, told: gr.State) -> tuple[gr.HTML, gr.HTML, gr.Button]:
-    """The screen; returns its widget, the line below and the primary button."""
+def build(studio: Studio, told: gr.State) -> tuple[gr.HTML, gr.HTML, gr.Button, gr.Button]:
+    """The screen; returns its widget, the line below, and the buttons Compare and Export."""
     screen = widget("compare", view(studio), "compare", EVENTS)
     with gr.Row(elem_classes="actions"):
         line = gr.HTML("", html_template=PLAN, js_on_load=None, elem_classes="plan-line", padding=False)
         go = gr.Button("Compare", variant="primary", elem_id="compare-go")
+        onward = gr.Button("Export this one", interactive=False, elem_id="compare-export")
 
     def on_form(event: gr.EventData) -> str:
         keep(studio, as_dict(event._data))
@@ -224,7 +242,7 @@ def build(studio: Studio, told: gr.State) -> tuple[gr.HTML, gr.HTML, gr.Button]:
     screen.act(on_act, None, [screen, line, told], **quiet())
     screen.uploaded(on_uploaded, None, [screen, line, told], **quiet())
     go.click(on_go, [screen], [screen, line, told], **quiet(queue=True, trigger_mode="once"))
-    return screen, line, go
+    return screen, line, go, onward
 
 
 def act(studio: Studio, sent: dict[str, Any]) -> str:
@@ -232,6 +250,8 @@ def act(studio: Studio, sent: dict[str, Any]) -> str:
     what, folder = str(sent.get("do", "")), shown(studio)
     if what == "open":
         _restore(studio, str(sent.get("id", "")))
+    elif what == "choose":
+        _save(studio, chosen=str(sent.get("id", "")))
     elif what == "unpick":
         _unpick(studio, str(sent.get("slot", "")), str(sent.get("name", "")))
     elif folder is None:
@@ -333,7 +353,8 @@ def _blind(folder: Path | None, board: dict[str, Any] | None) -> dict[str, Any] 
         return {"number": number, "of": blind.ROUNDS, "result": blind.verdict(test, labels)}
     row, swapped = test["dealt"][number]
     files = [board["rows"][row]["cells"][i]["file"] for i in test["pair"]]
-    left, right = reversed(files) if swapped else files
+    assert folder is not None
+    left, right = blind.veiled(folder, number, files[::-1] if swapped else files)
     prompt = board["rows"][row]["prompt"]
     return {"number": number, "of": blind.ROUNDS, "left": left, "right": right, "prompt": prompt, "result": ""}
 
@@ -429,9 +450,12 @@ def _board(studio: Studio, folder: Path | None) -> tuple[dict[str, Any] | None, 
         (e["prompt"], e.get("seed"), e["contender"]): str(folder / e["file"]) for e in made if e["kind"] == "sample"
     }
     columns = [
-        {"label": str(c["label"]), "note": f"strength {c['strength']:.2f}" if c.get("adapter") else "as it is"}
+        {
+            "label": str(c["label"]), "note": f"strength {c['strength']:.2f}" if c.get("adapter") else "as it is",
+            "id": identity(studio, str(c.get("adapter") or "")),
+        }
         for c in asked.get("contenders") or []
-    ]
+    ]  # fmt: skip
     seeds = asked.get("seeds") or [0]
     rows = [
         {
@@ -449,6 +473,18 @@ def _board(studio: Studio, folder: Path | None) -> tuple[dict[str, Any] | None, 
     elif state == "stopped":
         sentence = f"Stopped, {len(cells)} of {total} were drawn."
     return {"columns": columns, "rows": rows, "running": live}, "running" if live else _mood(state), sentence
+
+
+def identity(studio: Studio, path: str) -> str:
+    """The id on the shelf of what lies at a path; empty for the base."""
+    if not path:
+        return ""
+    place = Path(path)
+    if place.parent == studio.workspace.adapters:
+        return f"file:{place.name}"
+    if place.parent.name == "checkpoints":
+        return f"{place.parents[1].name}@{int(place.name.removeprefix('step-') or 0)}"
+    return place.name
 
 
 def _mood(state: str) -> str:

@@ -1,4 +1,5 @@
-"""Library: all runs and data sets, the bin, and publishing a run to the Hugging Face Hub."""
+"""Library: all that the workspace holds and the bin; over it, the pages that write an adapter for other programs and
+publish it to the Hugging Face Hub."""
 
 from __future__ import annotations
 
@@ -6,72 +7,153 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
+from tuner import licences
+
+from .. import exports
 from ..holdings import Library, size_text, when
 from ..parts.names import safe_stem
 from ..parts.reader import reader
 from ..parts.widget import quiet, widget
 from ..studio import Studio, as_dict
+from .compare import take
 from .train import LIVE, chosen
 
-EVENTS = ("act", "openitem", "prepare", "publish", "closepage")
+EVENTS = ("act", "openitem", "uploaded", "export", "write", "openexport", "prepare", "publish", "closepage")
 PATIENCE = 120
+EMPTY: dict[str, Any] = {"items": [], "bin": [], "total": "", "said": "", "page": None}
+
+
+@dataclass(frozen=True)
+class Screen:
+    """The widget; the page over the list that is open, if one is; and the clock that follows its job."""
+
+    widget: gr.HTML
+    page: gr.State
+    clock: gr.Timer
+
+    @property
+    def parts(self) -> list[Any]:
+        """What `turned` writes to."""
+        return [self.page, self.clock, self.widget]
 
 
 def view(studio: Studio, said: str = "", page: dict[str, Any] | None = None) -> dict[str, Any]:
-    """The list, the bin, and the page Publish when it is open."""
+    """The list and the bin, or the page over them when one is open."""
+    if page is not None:
+        return {**EMPTY, "said": said, "page": page}
     library = Library(studio.workspace)
-    items = [{**item, "bytes": item["size"], "size": size_text(item["size"]), "when": when(item["at"])}
-             for item in library.items()]  # fmt: skip
+    items = [_worded(studio, item) for item in library.items()]
     thrown = [{**item, "size": size_text(item["size"])} for item in library.binned()]
     total = size_text(sum(int(item["bytes"]) for item in items))
-    return {"items": items, "bin": thrown, "total": total, "said": said, "page": page}
+    return {"items": items, "bin": thrown, "total": total, "said": said, "page": None}
 
 
-def build(studio: Studio, session: gr.State, tabs: gr.Tabs) -> gr.HTML:
+def _worded(studio: Studio, item: dict[str, Any]) -> dict[str, Any]:
+    return {
+        **item, "bytes": item["size"], "size": size_text(item["size"]), "when": when(item["at"]),
+        "licence": licence(studio, str(item["family"]), str(item.get("source") or "")),
+    }  # fmt: skip
+
+
+def licence(studio: Studio, family: str, source: str) -> str:
+    """The terms that an adapter inherits from its base; empty where that is not known."""
+    sources = studio.catalog.family(family).get("sources") or {}
+    base = sources.get(source, source) if isinstance(sources, dict) else source
+    found = licences.of(family, base)
+    if found == licences.SEE_BASE:
+        return "its own"
+    return (found.name or found.tag) if found else ""
+
+
+def turned(studio: Studio, page: dict[str, Any] | None, said: str = "") -> tuple[Any, Any, Any]:
+    """Open a page, or the list again; for the outputs `Screen.parts`."""
+    return page, gr.Timer(active=bool(page and page["live"])), view(studio, said, page)
+
+
+def build(studio: Studio, session: gr.State, tabs: gr.Tabs) -> Screen:
     """The screen."""
-    screen = widget("holdings", {"items": [], "bin": [], "total": "", "said": "", "page": None}, "library", EVENTS)
-    job = gr.State("")
-    clock = gr.Timer(1.0, active=False)
+    widget_ = widget("holdings", EMPTY, "library", EVENTS)
+    screen = Screen(widget_, gr.State(None), gr.Timer(1.0, active=False))
 
     def on_act(event: gr.EventData) -> dict[str, Any]:
         return view(studio, act(studio, as_dict(event._data)))
 
+    def on_uploaded(event: gr.EventData) -> dict[str, Any]:
+        return view(studio, take(studio, {**as_dict(event._data), "slot": "adapters"}))
+
     def on_open(known: dict[str, Any], event: gr.EventData) -> tuple[Any, Any]:
-        sent = as_dict(event._data)
-        name, where = str(sent.get("name", "")), str(sent.get("tab", ""))
-        if Library(studio.workspace).folder(str(sent.get("kind", "")), name) is None:
-            return gr.skip(), gr.skip()
-        if sent.get("kind") == "dataset":
-            studio.project.select(name)
-            return gr.skip(), gr.Tabs(selected="dataset")
-        return chosen(known, name), gr.Tabs(selected="compare" if where == "compare" else "train")
+        return opened(studio, known, as_dict(event._data))
 
-    def on_prepare(event: gr.EventData) -> dict[str, Any]:
-        return view(studio, page=preview(studio, as_dict(event._data)))
+    def turning(name: str) -> Callable[[gr.EventData], tuple[Any, Any, Any]]:
+        def on_event(event: gr.EventData) -> tuple[Any, Any, Any]:
+            return turned(studio, PAGES[name](studio, as_dict(event._data)))
 
-    def on_publish(event: gr.EventData) -> tuple[Any, Any, Any]:
-        sent = as_dict(event._data)
-        folder = start(studio, sent)
-        if folder is None:
-            return gr.skip(), gr.skip(), gr.skip()
-        return folder.name, gr.Timer(active=True), view(studio, page=progress(studio, folder.name))
+        return on_event
 
-    def on_clock(name: str) -> tuple[Any, Any]:
-        page = progress(studio, name)
-        return view(studio, page=page), gr.Timer(active=bool(page and page["live"]))
+    def on_clock(page: dict[str, Any] | None) -> tuple[Any, Any, Any]:
+        return turned(studio, followed(studio, page))
 
-    screen.act(on_act, None, [screen], **quiet())
-    screen.openitem(on_open, [session], [session, tabs], **quiet())
-    screen.prepare(on_prepare, None, [screen], **quiet())
-    screen.publish(on_publish, None, [job, clock, screen], **quiet(trigger_mode="once"))
-    screen.closepage(lambda: (view(studio), gr.Timer(active=False)), None, [screen, clock], **quiet())
-    clock.tick(on_clock, [job], [screen, clock], **quiet(trigger_mode="once"))
+    widget_.act(on_act, None, [widget_], **quiet())
+    widget_.uploaded(on_uploaded, None, [widget_], **quiet())
+    widget_.openitem(on_open, [session], [session, tabs], **quiet())
+    for name in PAGES:
+        getattr(widget_, name)(turning(name), None, screen.parts, **quiet(trigger_mode="once"))
+    screen.clock.tick(on_clock, [screen.page], screen.parts, **quiet(trigger_mode="once"))
     return screen
+
+
+def opened(studio: Studio, known: dict[str, Any], sent: dict[str, Any]) -> tuple[Any, Any]:
+    """Show an item on the screen where it is worked with; for the outputs session and tabs."""
+    name, kind = str(sent.get("name", "")), str(sent.get("kind", ""))
+    if Library(studio.workspace).folder(kind, name) is None:
+        return gr.skip(), gr.skip()
+    if kind == "dataset":
+        studio.project.select(name)
+        return gr.skip(), gr.Tabs(selected="dataset")
+    if kind == "adapter":
+        return gr.skip(), gr.Tabs(selected="compare")
+    return chosen(known, name), gr.Tabs(selected="compare" if sent.get("tab") == "compare" else "train")
+
+
+def export_page(studio: Studio, wanted: str) -> dict[str, Any] | None:
+    """The page that asks how something is to be written."""
+    of = exports.subject(studio, wanted)
+    return exports.form(studio, of) if of else None
+
+
+def _write(studio: Studio, sent: dict[str, Any]) -> dict[str, Any] | None:
+    folder = exports.start(studio, sent)
+    return exports.page(studio, folder.name) if folder else None
+
+
+def _publish(studio: Studio, sent: dict[str, Any]) -> dict[str, Any] | None:
+    folder = start(studio, sent)
+    return progress(studio, folder.name) if folder else None
+
+
+def followed(studio: Studio, page: dict[str, Any] | None) -> dict[str, Any] | None:
+    """The open page as its job stands now."""
+    if not page or not page.get("job"):
+        return page
+    return (exports.page if page["kind"] == "export" else progress)(studio, str(page["job"]))
+
+
+PAGES: dict[str, Callable[[Studio, dict[str, Any]], dict[str, Any] | None]] = {
+    "export": lambda studio, sent: export_page(studio, str(sent.get("id", ""))),
+    "write": _write,
+    "openexport": lambda studio, sent: exports.page(studio, str(sent.get("name", ""))),
+    "prepare": lambda studio, sent: preview(studio, sent),
+    "publish": _publish,
+    "closepage": lambda studio, sent: None,
+}
+"""What the widget sends → the page over the list that it opens; none: the list."""
 
 
 def act(studio: Studio, sent: dict[str, Any]) -> str:
@@ -92,17 +174,19 @@ def act(studio: Studio, sent: dict[str, Any]) -> str:
 
 def preview(studio: Studio, sent: dict[str, Any]) -> dict[str, Any]:
     """The card and the exact list of files, asked of the engine without sending anything."""
-    run = str(sent.get("name", ""))
-    path = studio.workspace.run(run)
+    run, written = str(sent.get("name", "")), str(sent.get("export") or "")
+    path = _source(studio, sent)
     repo = str(sent.get("repo") or "").strip()
-    page: dict[str, Any] = {"run": run, "repo": repo, "public": bool(sent.get("public")),
-            "login": login(), "stage": "form",
-            "wish": safe_stem(run[11:] or run, "my-lora"), "trouble": "", "parcel": None, "live": False}  # fmt: skip
+    page: dict[str, Any] = {
+        "kind": "publish", "run": run, "export": written, "repo": repo, "public": bool(sent.get("public")),
+        "login": login(), "stage": "form", "wish": safe_stem((run or written)[11:] or run, "my-lora"), "trouble": "",
+        "parcel": None, "live": False,
+    }  # fmt: skip
     if path is None or not repo:
         return page
     with tempfile.TemporaryDirectory(dir=studio.workspace.root / "cache") as scratch:
         out = Path(scratch) / "told.json"
-        child = studio.launcher.once(*_arguments(path, repo, sent), "--dry-run", "--job", scratch, out=out)
+        child = studio.launcher.once(*_arguments(studio, path, sent), "--dry-run", "--job", scratch, out=out)
         child.wait(PATIENCE)
         if child.returncode == 0:
             parcel = json.loads(out.read_text(encoding="utf-8"))
@@ -115,13 +199,14 @@ def preview(studio: Studio, sent: dict[str, Any]) -> dict[str, Any]:
 
 def start(studio: Studio, sent: dict[str, Any]) -> Path | None:
     """Send in the background. The token goes into the environment of that one process, and nowhere else."""
-    path, repo = studio.workspace.run(str(sent.get("name", ""))), str(sent.get("repo", "")).strip()
+    path, repo = _source(studio, sent), str(sent.get("repo", "")).strip()
     if path is None or not repo:
         return None
-    folder = studio.workspace.new_job(f"publish-{path.name[11:] or path.name}")
-    arguments = [*_arguments(path, repo, sent), "--job", str(folder)]
+    written, run = str(sent.get("export") or ""), str(sent.get("name", ""))
+    folder = studio.workspace.new_job(f"publish-{(run or written)[11:] or run}")
+    arguments = [*_arguments(studio, path, sent), "--job", str(folder)]
     studio.launcher.publish(folder, arguments, str(sent.get("token") or "").strip())
-    (folder / "asked.json").write_text(json.dumps({"run": path.name, "repo": repo}), encoding="utf-8")
+    (folder / "asked.json").write_text(json.dumps({"run": run, "export": written, "repo": repo}), encoding="utf-8")
     return folder
 
 
@@ -135,8 +220,9 @@ def progress(studio: Studio, name: str) -> dict[str, Any] | None:
     live = seen.state in LIVE
     if not live and seen.last.get("kind") == "finished":
         shutil.rmtree(folder / "parcel", ignore_errors=True)
+    stage = "sending" if live else "done" if seen.state == "finished" else "failed"
     return {
-        **asked, "stage": "sending" if live else "done" if seen.state == "finished" else "failed", "live": live,
+        "kind": "publish", "job": name, **asked, "stage": stage, "live": live,
         "done": int(seen.phase.get("done") or 0), "of": int(seen.phase.get("of") or 0),
         "url": str(seen.last.get("url") or ""), "trouble": "" if live else seen.error(),
     }  # fmt: skip
@@ -149,6 +235,21 @@ def login() -> bool:
     return bool(os.environ.get("HF_TOKEN")) or place.is_file()
 
 
-def _arguments(path: Path, repo: str, sent: dict[str, Any]) -> list[str]:
-    seen = "--public" if sent.get("public") is True else "--private"
-    return ["publish", str(path), f"--repo={repo}", seen, *(["--update"] if sent.get("update") is True else [])]
+def _source(studio: Studio, sent: dict[str, Any]) -> Path | None:
+    """What the engine is to publish: a run's folder, or an export of a file that belongs to no run."""
+    run, written = str(sent.get("name", "")), exports.place(studio, str(sent.get("export") or ""))
+    return studio.workspace.run(run) if run else written / "export" if written else None
+
+
+def _arguments(studio: Studio, path: Path, sent: dict[str, Any]) -> list[str]:
+    seen, repo = "--public" if sent.get("public") is True else "--private", str(sent.get("repo", "")).strip()
+    written = exports.place(studio, str(sent.get("export") or ""))
+    chosen = [f"--files={written / 'export'}"] if written and sent.get("name") else []
+    return [
+        "publish",
+        str(path),
+        f"--repo={repo}",
+        seen,
+        *chosen,
+        *(["--update"] if sent.get("update") is True else []),
+    ]

@@ -18,6 +18,8 @@ from ..studio import Studio
 PACKAGES = ("torch", "diffusers", "transformers", "peft", "lycoris-lora", "accelerate", "safetensors", "gradio",
             "huggingface-hub")  # fmt: skip
 PATIENCE = 300
+ENCODED = "entries"
+"""Below the cache: the engine's folder of pictures and captions as the models see them."""
 LICENCES = [
     ["Tuner", "Apache-2.0 (the file LICENSE)"],
     ["Demo pictures and demo model", "made for Tuner, Apache-2.0"],
@@ -30,8 +32,7 @@ def view(studio: Studio, said: str = "") -> dict[str, Any]:
     """Everything as pairs of name and text."""
     root, device = studio.workspace.root, studio.device()
     disk, cache = shutil.disk_usage(root), root / "cache"
-    folders = sorted(p for p in cache.iterdir() if p.is_dir()) if cache.is_dir() else []
-    sizes = [[p.name.capitalize(), size_text(size_of(p))] for p in folders]
+    encoded, whole = size_of(cache / ENCODED), size_of(cache)
     return {
         "said": said,
         "busy": False,
@@ -43,11 +44,16 @@ def view(studio: Studio, said: str = "") -> dict[str, Any]:
         "workspace": [
             ["Folder", str(root)],
             ["Runs", size_text(size_of(studio.workspace.runs))],
+            [
+                "Adapters and exports",
+                size_text(sum(map(size_of, (studio.workspace.adapters, studio.workspace.exports)))),
+            ],
             ["Data sets", size_text(size_of(studio.workspace.datasets.root))],
             ["Bin", size_text(size_of(Library(studio.workspace).bin))],
             ["Free on this disk", size_text(disk.free)],
         ],
-        "cache": [*sizes, ["In all", size_text(size_of(cache))]],
+        "cache": [["Encoded for training", size_text(encoded)], ["Previews and uploads", size_text(whole - encoded)]],
+        "clear": size_text(encoded) if encoded else "",
         "versions": [["Python", platform.python_version()], *([name, version(name)] for name in PACKAGES)],
         "licences": LICENCES,
     }
@@ -63,7 +69,16 @@ def version(name: str) -> str:
 
 def build(studio: Studio) -> gr.HTML:
     """The screen."""
-    empty = {"said": "", "busy": False, "machine": [], "workspace": [], "cache": [], "versions": [], "licences": []}
+    empty = {
+        "said": "",
+        "busy": False,
+        "machine": [],
+        "workspace": [],
+        "cache": [],
+        "clear": "",
+        "versions": [],
+        "licences": [],
+    }
     screen = widget("system", empty, "system", ("prune",))
     busy = {"said": "", "busy": True}
     screen.prune(lambda: {**view(studio), **busy}, None, [screen], **quiet(trigger_mode="once")).then(
@@ -76,7 +91,8 @@ def prune(studio: Studio) -> str:
     """Let the engine delete what it cached for training; returns a sentence about it."""
     if studio.running() is not None:
         return "A run is training and uses the cache. Wait for its end, then clear it."
-    before = size_of(studio.workspace.root / "cache")
+    encoded = studio.workspace.root / "cache" / ENCODED
+    before = size_of(encoded)
     out: Path = studio.workspace.root / "cache" / "prune.json"
     child = studio.launcher.once("cache", "--prune", out=out)
     try:
@@ -86,7 +102,7 @@ def prune(studio: Studio) -> str:
         return "Clearing took too long and was given up; try again when the machine is quiet."
     if code:
         return f"The cache could not be cleared: {_last(out.with_suffix('.log'))}"
-    return f"The cache is clear: {size_text(max(0, before - size_of(studio.workspace.root / 'cache')))} freed."
+    return f"{size_text(max(0, before - size_of(encoded)))} of encoded pictures and captions were deleted."
 
 
 def _last(log: Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -44,6 +45,9 @@ def test_compare_to_the_verdict(context: browser.Window, tmp_path: Path) -> None
         for number in range(1, 11):
             expect(page.get_by_role("heading", name=f"Blind test, {number} of 10")).to_be_visible()
             expect(page.locator(".t-trial")).not_to_contain_text("from-elsewhere")
+            told = page.locator(".t-trial").evaluate("n => n.outerHTML + JSON.stringify([...n.querySelectorAll('*')]"
+                                                     ".map((e) => Object.assign({}, e.dataset)))")  # fmt: skip
+            assert not re.search(r"c\d-p\d|elsewhere|Base|strength", told), "the page tells which one it is"
             if number == 1:
                 browser.shot(page, "compare-blind")
             page.keyboard.press("ArrowLeft" if number % 2 else "ArrowRight")

@@ -77,6 +77,7 @@ def read_about(page: Page) -> None:
 def delete_and_restore(page: Page) -> None:
     """Into the bin and back."""
     tab(page, "Library")
+    page.get_by_role("button", name="Back to the library").click()
     page.get_by_role("button", name="Delete").click()
     expect(page.get_by_text("Nothing has been made yet.")).to_be_visible()
     page.get_by_text("Bin (1)").click()

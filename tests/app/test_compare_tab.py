@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import struct
 from pathlib import Path
 
@@ -52,6 +53,17 @@ def drawn(studio: Studio, prompts: str = "cat\ndog", seed: str = "1, 2") -> Path
 def test_the_suggested_step_and_its_reason(losses: list, step: int | None, word: str) -> None:
     found, why = shelf.best([50, 100, 150], losses)
     assert found == step and word in why
+
+
+@pytest.mark.parametrize(
+    ("losses", "held_back", "step", "word"),
+    [([0.5, 0.3], True, 100, "still falling"), ([0.5, 0.3], False, None, "nothing was held back"),
+     ([None, None], True, None, "No loss was measured"), ([None, 0.3], True, None, "Only one"),
+     ([0.3], True, None, "")],
+)  # fmt: skip
+def test_no_step_is_suggested_by_a_loss_that_cannot_tell(losses: list, held_back: bool, step: int, word: str) -> None:
+    found, why = shelf.advice([50, 100][: len(losses)], losses, held_back)
+    assert found == step and word in why and bool(why) == bool(word)
 
 
 def test_a_checkpoint_has_the_loss_measured_before_it() -> None:
@@ -125,15 +137,20 @@ def test_blind_counts_and_reveals(studio: Studio) -> None:
     folder = drawn(studio)
     assert "different" in compare.act(studio, {"do": "blind", "a": 0, "b": 0})
     assert compare.act(studio, {"do": "blind", "a": 0, "b": 1}) == ""
+    seconds, names = {p.stat().st_ino for p in folder.glob("c1-*.png")}, set()
     for number in range(10):
         trial = compare.view(studio)["blind"]
         assert trial["number"] == number and "label" not in trial
-        side = "left" if "/c1-" in trial["left"] else "right"
+        assert trial == compare.view(studio)["blind"], "the same pair keeps its names"
+        names |= {trial["left"], trial["right"]}
+        side = "left" if Path(trial["left"]).stat().st_ino in seconds else "right"
         compare.act(studio, {"do": "vote", "number": number, "side": side})
         compare.act(studio, {"do": "vote", "number": number, "side": side})
     result = compare.view(studio)["blind"]["result"]
     assert f"You chose {EVIL} 10 of 10" in result and "fairly sure" in result and "4 different pairs" in result
+    assert len(names) == 20 and all(re.fullmatch(r"[0-9a-f]{24}\.png", Path(n).name) for n in names)
     compare.act(studio, {"do": "endblind"})
+    assert not any(Path(n).exists() for n in names) and len(list(folder.glob("c*.png"))) == 8
     assert compare.view(studio)["blind"] is None and json.loads((folder / "blind-results.json").read_text())
 
 

@@ -215,3 +215,24 @@ def test_the_table_of_licences_knows_every_family() -> None:
         assert licences.FAMILIES[name][:2] == (family.title, family.modality)
     known = {(name, base) for name in families.names() for base in families.get(name).sources.values()}
     assert set(licences.EXCEPTIONS) <= known
+    assert set(licences.OWNERS) == set(licences.FAMILIES)
+
+
+@pytest.mark.parametrize(
+    ("family", "base", "name"),
+    [
+        ("sd3", "stabilityai/stable-diffusion-3.5-medium", "stabilityai-ai-community"),
+        ("stable_cascade", "stabilityai/stable-cascade-prior", "stable-cascade-nc-community"),
+        ("hunyuan_video15", "tencent/HunyuanVideo-1.5", "tencent-hunyuan-community"),
+        ("flux2", "black-forest-labs/FLUX.2-klein-base-9B", "flux-non-commercial-license"),
+        ("ltx2", "Lightricks/LTX-2", "ltx-2-community-license-agreement"),
+        ("auraflow", "purplesmartai/pony-v7-base", "pony-license"),
+        ("sdxl", "somebody/their-finetune", "see-base-model"),
+    ],
+)
+def test_licences_have_the_names_of_the_makers_cards(family: str, base: str, name: str) -> None:
+    """Read in the cards on the Hub, or in others' cards that repeat them; a fine-tune's terms are never guessed."""
+    found = licences.of(family, base)
+    assert found is not None and (found.tag, found.name) == ("other", name)
+    told = yaml.safe_load(card.write(card.Facts("me/x", {"family": family}, base)).split("---\n")[1])
+    assert told["license_name"] == name and told["license_link"] == f"https://huggingface.co/{base}"
