@@ -64,7 +64,10 @@ def _worded(studio: Studio, item: dict[str, Any]) -> dict[str, Any]:
 
 def licence(studio: Studio, family: str, source: str) -> str:
     """The terms that an adapter inherits from its base; empty where that is not known."""
-    sources = studio.catalog.family(family).get("sources") or {}
+    known = studio.catalog.family(family)
+    if not source:  # a file from elsewhere does not tell which of the family's models it is for
+        return str(known.get("licence") or "")
+    sources = known.get("sources") or {}
     base = sources.get(source, source) if isinstance(sources, dict) else source
     found = licences.of(family, base)
     if found == licences.SEE_BASE:

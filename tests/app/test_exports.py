@@ -35,8 +35,8 @@ def run_with_checkpoint(folder: Path, data: Path) -> None:
 def made(studio: Studio, tmp_path: Path) -> Studio:
     """One finished run with a checkpoint, and what the engine offers."""
     run_with_checkpoint(studio.workspace.runs / RUN, tmp_path / "secret-pictures")
-    studio.catalog.ask()
-    until(lambda: bool(studio.catalog.get()["families"]))
+    family = {"name": "flux1", "title": "FLUX.1", "no_formats": {"kohya": "kohya-like tools do not know this family"}}
+    studio.catalog._known = {"families": [family], "extensions": []}  # as the engine answers, without asking it
     return studio
 
 
@@ -168,7 +168,7 @@ def test_the_library_holds_adapters_from_elsewhere(made: Studio, tmp_path: Path)
         return next((i for i in screen.view(made)["items"] if i["name"] == name), {})
 
     until(lambda: item()["family"] == "sd1")
-    assert "lora rank 4" in item()["about"] and item()["licence"] == "creativeml-openrail-m" and item()["bytes"] > 8
+    assert "lora rank 4" in item()["about"] and item()["bytes"] > 8
     library.write("adapter", name, {"title": "Nice", "tags": "x", "note": "from a friend"})
     assert (item()["title"], item()["tags"], item()["note"]) == ("Nice", "x", "from a friend")
     assert "in the bin" in library.delete("adapter", name) and item() == {} and library.binned()[0]["size"] > 8
@@ -183,6 +183,8 @@ def test_licences_of_sources_by_name(made: Studio, monkeypatch: pytest.MonkeyPat
         "sources": {"dev": "black-forest-labs/FLUX.1-dev", "schnell": "black-forest-labs/FLUX.1-schnell"},
     }
     monkeypatch.setattr(made.catalog, "_known", {"families": [family]})
+    family["licence"] = "[dev] Non-Commercial; [schnell] Apache-2.0"
+    assert screen.licence(made, "flux1", "") == family["licence"], "a file does not tell which of them"
     assert screen.licence(made, "flux1", "schnell") == "apache-2.0"
     assert "non-commercial" in screen.licence(made, "flux1", "dev")
     assert screen.licence(made, "nothing", "x") == "" and screen.licence(made, "sdxl", "me/finetune") == "its own"
