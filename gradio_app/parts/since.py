@@ -7,7 +7,7 @@ from typing import Any
 
 from .checks import digest
 
-SAID = ("note", "undo", "preview", "look")
+SAID = ("note", "undo", "preview", "look", "keep")
 """Parts that are an answer to one press: always sent with it."""
 Marks = dict[str, str]
 """What a page has been sent: a digest of each part and of each item."""

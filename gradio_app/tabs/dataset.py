@@ -100,7 +100,9 @@ def _caption(studio: Studio, sent: Said) -> Said:
 def _bulk(studio: Studio, sent: Said) -> Said:
     """Preview, then apply: a change of many captions."""
     sets, draft = studio.workspace.datasets, studio.project.draft()
-    texts = {path.name: sets.caption(path) for path in sets.files(draft.dataset)}
+    some = {str(one) for one in sent.get("ids") or []}
+    files = [path for path in sets.files(draft.dataset) if not some or path.name in some]
+    texts = {path.name: sets.caption(path) for path in files}
     try:
         made = captions.changes(texts, sent)
     except ValueError as error:
@@ -185,7 +187,7 @@ def _remedy(studio: Studio, sent: Said) -> Said:
 
 def _look(studio: Studio, sent: Said) -> Said:
     """Show what is worked out for one item only."""
-    return {"look": look(studio, str(sent.get("id", "")))}
+    return {"look": look(studio, str(sent.get("id", ""))), "keep": True}  # what was said before stays
 
 
 def _maskpaint(studio: Studio, sent: Said) -> Said:
