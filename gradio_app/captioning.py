@@ -20,7 +20,7 @@ stop, running, state = CAPTIONS.stop, CAPTIONS.running, CAPTIONS.state
 
 
 def start(studio: Studio, name: str, asked: dict[str, Any]) -> str:
-    """Begin a job for a data set; a sentence about what stands in the way, or nothing."""
+    """Begin a job for some items ("ids") or all of a data set; a sentence about what stands in the way, or nothing."""
     if running(studio, name):
         return "Captions are being written for these already."
     model, purpose = str(asked.get("model", "")), str(asked.get("purpose", ""))
@@ -29,8 +29,15 @@ def start(studio: Studio, name: str, asked: dict[str, Any]) -> str:
     word = studio.project.trigger(studio.project.draft())
     options = ["--model", model, "--purpose", purpose, "--batch", "1", *(["--trigger", word] if word else [])]
     options += ["--overwrite-auto"] if asked.get("again") else []
+    wanted = {str(one) for one in asked.get("ids") or []}
+    chosen = [path.name for path in studio.workspace.datasets.files(name) if path.name in wanted]
+    if wanted and not chosen:
+        return "None of these is there any more."
 
     def begin(folder: Path) -> None:
+        if chosen:
+            (folder / "only.txt").write_text("\n".join(chosen), encoding="utf-8")
+            options.extend(["--only", str(folder / "only.txt")])
         write_json(folder / "request.json", {"dataset": name, "model": model, "purpose": purpose})
         studio.launcher.caption(folder, studio.workspace.datasets.folder(name), options)
 

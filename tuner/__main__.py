@@ -107,6 +107,7 @@ def _data(command: Command) -> None:
     sub.add_argument("--batch", type=int, default=4, metavar="N", help="items at a time (default: 4)")
     sub.add_argument("--max-tokens", type=int, default=200, metavar="N", help="length of a caption (default: 200)")
     sub.add_argument("--out", type=Path, help="folder for the captions (default: beside the items)")
+    sub.add_argument("--only", type=Path, metavar="FILE", help="text file with the names of some items, one per line")
     sub.add_argument("--job", type=Path, help="folder of the journal (default: a new one in the workspace)")
 
 
@@ -216,7 +217,7 @@ def caption(arguments: argparse.Namespace) -> int:
     job = importlib.import_module("tuner.caption.job")
     asked = job.Asked(arguments.purpose, arguments.trigger, arguments.max_tokens)
     wanted = job.Request(
-        arguments.path, arguments.model, asked, arguments.batch, arguments.overwrite_auto, arguments.out
+        arguments.path, arguments.model, asked, arguments.batch, arguments.overwrite_auto, arguments.out, arguments.only
     )
     return job.main(wanted, arguments.job)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -43,6 +43,13 @@ class Prepared:
     index: index.Index
     plan: plan.Plan
     problems: list[Problem] = field(default_factory=list)
+
+    @cached_property
+    def tokens(self) -> Callable[[str], list[tuple[str, int, int]]]:
+        """What `Family.token_counts` says of a caption; each distinct caption is counted once."""
+        names = [p for p in self.family.text_parts if p.startswith("tokenizer") and self.source.has(p)]
+        tokenizers = {name: self.source.load(name, torch.float32) for name in names}
+        return cache(partial(self.family.token_counts, tokenizers))
 
     @cached_property
     def trained(self) -> np.ndarray:
@@ -225,9 +232,7 @@ def _data_problems(ready: Prepared) -> Iterator[Problem]:
             yield Problem("error", "data", "No data set has role=train; give at least one for training.")
     if not len(ready.index):
         return
-    names = [p for p in ready.family.text_parts if p.startswith("tokenizer") and ready.source.has(p)]
-    tokenizers = {name: ready.source.load(name, torch.float32) for name in names}
-    yield from index.long_captions(ready.index, recipe.data, ready.family, tokenizers)
+    yield from index.long_captions(ready.index, recipe.data, ready.tokens, ready.family.name)
 
 
 def _settings(ready: Prepared) -> Iterator[Problem]:
@@ -525,6 +530,12 @@ def _shares(ready: Prepared) -> list[dict[str, Any]]:
     return rows
 
 
+def _fullest(ready: Prepared, captions: Sequence[str]) -> list[int]:
+    """Tokens of the caption that comes nearest to a limit, and that limit; [] where there is no limit."""
+    counts = [(has, takes) for text in captions for _, has, takes in ready.tokens(text)]
+    return list(max(counts, key=lambda c: c[0] / c[1], default=()))
+
+
 def _uses(ready: Prepared) -> Iterator[dict[str, Any]]:
     for i in range(len(ready.plan)):
         p = ready.plan[i]
@@ -535,7 +546,7 @@ def _uses(ready: Prepared) -> Iterator[dict[str, Any]]:
             "resolution": p.bucket.resolution, "bucket": [p.bucket.width, p.bucket.height],
             "original": [p.item.width, p.item.height], "scale": round(scale, 4),
             "crop": [left, top, left + p.bucket.width, top + p.bucket.height], "scaled": list(p.framing.scaled),
-            "captions": list(p.item.captions),
+            "captions": list(p.item.captions), "tokens": _fullest(ready, p.item.captions),
         }  # fmt: skip
         if p.item.kind != "image":
             row |= {"start": round(p.start, 3)}

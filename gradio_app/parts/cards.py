@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,8 @@ def view(studio: Studio, news: Said = SILENT, **shown: Any) -> dict[str, Any]:
     sets, draft = studio.workspace.datasets, studio.project.draft()
     name = draft.dataset
     reads = [what for what in studio.project.reads(draft) if what != "mask"]
-    items = _items(studio, name, reads)
     used, plan = uses(studio)
+    items = [{**item, "use": used.get(item["id"], {})} for item in _items(studio, name, reads)]
     offered = [
         {"name": n, "title": dataset_title(n), "count": len(sets.files(n)), "chosen": n == name} for n in sets.names()
     ]
@@ -34,7 +35,7 @@ def view(studio: Studio, news: Said = SILENT, **shown: Any) -> dict[str, Any]:
         "name": name,
         "sets": offered,
         "items": items,
-        "counts": _counts(items, used),
+        "counts": _counts(items),
         "trigger": studio.project.trigger(draft),
         "told": news,
         "preview": {},
@@ -47,19 +48,18 @@ def view(studio: Studio, news: Said = SILENT, **shown: Any) -> dict[str, Any]:
         "models": captioning.MODELS,
         "purposes": captioning.PURPOSES,
         "doctor": doctor(studio),
-        "uses": used,
         "plan": plan,
         **shown,
     }
 
 
-def _counts(items: list[dict[str, Any]], used: dict[str, Any]) -> dict[str, int]:
+def _counts(items: list[dict[str, Any]]) -> dict[str, int]:
     """How many each filter would show."""
     return {
         "all": len(items),
         "bare": sum(not i["caption"] for i in items),
         "warn": sum(bool(i["warn"]) for i in items),
-        "unused": sum(bool(used.get(i["id"], {}).get("unused")) for i in items),
+        "unused": sum(bool(i["use"].get("unused")) for i in items),
         "lone": sum(bool(i["lacks"]) for i in items),
     }
 
@@ -153,7 +153,28 @@ def look(studio: Studio, identity: str) -> dict[str, Any]:
         return {"id": identity}
     mask = companions.there(sets, name, "mask").get(path.stem)
     used, plan = uses(studio)
-    return {"id": identity, "cells": _cells(studio, mask, used.get(identity, {}), int(plan.get("cell") or 0))}
+    use = used.get(identity, {})
+    return {
+        "id": identity,
+        "cells": _cells(studio, mask, use, int(plan.get("cell") or 0)),
+        "tokens": _tokens(studio, sets.caption(path), use, bool(plan.get("open", True))),
+    }
+
+
+def _tokens(studio: Studio, caption: str, use: dict[str, Any], stale: bool) -> dict[str, Any]:
+    """Tokens of a caption and the limit: as the model's own tokenizer counted in the check, else an estimate.
+
+    The estimate is four tokens for three words, and two that open and close: usual for English and CLIP or T5.
+    """
+    counted = use.get("tokens") or []
+    if counted and not stale:
+        return {"has": counted[0], "takes": counted[1], "exact": True}
+    word = studio.project.trigger(studio.project.draft())
+    whole = caption if word in caption else f"{word}, {caption}"
+    if not whole:
+        return {}
+    parts = len(re.findall(r"\w+|[^\w\s]", whole))
+    return {"has": round(parts * 4 / 3) + 2, "takes": counted[1] if counted else 0, "exact": False}
 
 
 def _cells(studio: Studio, mask: Path | None, use: dict[str, Any], cell: int) -> dict[str, Any]:
@@ -183,7 +204,7 @@ def uses(studio: Studio) -> tuple[dict[str, Any], dict[str, Any]]:
         _ANSWERS.clear()  # of one recipe at a time
         _ANSWERS[digest(recipe, "")] = answer
     plan = (answer or known).get("plan") or {}
-    shown = ("crop", "scaled", "bucket", "original", "resolution", "unused", "frames")
+    shown = ("crop", "scaled", "bucket", "original", "resolution", "unused", "frames", "tokens")
     used: dict[str, Any] = {}
     for one in plan.get("uses") or []:
         if one.get("dataset") == 0:

@@ -12,7 +12,7 @@ Tuner.grid = (element, trigger, props, watch, upload) =>
     const PAIRS = { control: "Control picture", reference: "Reference picture" };
     const part = slots();
     let found = new Set();
-    const use = (item) => (value.uses || {})[item.id] || {};
+    const use = (item) => item.use || {};
     let value = {},
       only = "all",
       words = "",
@@ -153,7 +153,7 @@ Tuner.grid = (element, trigger, props, watch, upload) =>
     };
 
     const fillCard = (card, item, force) => {
-      const text = JSON.stringify(item);
+      const text = JSON.stringify({ ...item, use: null });
       if (!force && card.seen === text) return;
       card.seen = text;
       card.art.classList.toggle("t-clear", item.thumb.endsWith("-clear.png"));
@@ -167,7 +167,8 @@ Tuner.grid = (element, trigger, props, watch, upload) =>
           type: "button",
           "aria-label": `Show ${item.id}`,
           title: `${item.id} · ${item.size}`,
-          onclick: () => choose(item.id),
+          onclick: (e) => press(item.id, e),
+          onkeydown: (e) => steer(item.id, e),
         }),
         item.warn || item.lacks.length
           ? h(
@@ -259,6 +260,77 @@ Tuner.grid = (element, trigger, props, watch, upload) =>
         ),
       );
 
+    // Several at once: Ctrl and a click or space take one more, Shift and a click or an arrow all between, Ctrl+A all.
+    const picked = new Set();
+    let anchor = "";
+    const mark = () => {
+      for (const [id, card] of cards) {
+        card.node.classList.toggle("t-picked", picked.has(id));
+        const look = card.art.querySelector(".t-look");
+        if (look) look.setAttribute("aria-label", `Show ${id}${picked.has(id) ? ", selected" : ""}`);
+      }
+      part.draw("picked", [[...picked], (value.job || {}).state, (value.maskjob || {}).state], picks);
+    };
+    const span = (id) => {
+      const ids = shown().map((i) => i.id);
+      const [from, to] = [Math.max(0, ids.indexOf(anchor)), ids.indexOf(id)].sort((a, b) => a - b);
+      picked.clear();
+      for (const one of ids.slice(from, to + 1)) picked.add(one);
+      mark();
+    };
+    const toggle = (id) => {
+      picked.has(id) ? picked.delete(id) : picked.add(id);
+      anchor = id;
+      mark();
+    };
+    const none = () => {
+      picked.clear();
+      mark();
+    };
+    const press = (id, e) => {
+      if (e.shiftKey) return span(id);
+      if (e.ctrlKey || e.metaKey) return toggle(id);
+      anchor = id;
+      choose(id);
+    };
+    const steer = (id, e) => {
+      const ids = shown().map((i) => i.id);
+      const wide = window.getComputedStyle(grid).gridTemplateColumns.split(" ").length;
+      const by = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -wide, ArrowDown: wide, Home: -ids.length, End: ids.length }[e.key];
+      const held = e.ctrlKey || e.metaKey;
+      if (by) {
+        const next = ids[Math.min(ids.length - 1, Math.max(0, ids.indexOf(id) + by))];
+        if (e.shiftKey && !picked.size) anchor = id;
+        cards.get(next).art.querySelector(".t-look").focus();
+        if (e.shiftKey) span(next);
+      } else if (held && e.key === " ") toggle(id);
+      else if (held && e.key.toLowerCase() === "a") {
+        for (const one of ids) picked.add(one);
+        mark();
+      } else if (e.key === "Escape" && picked.size) none();
+      else return;
+      e.preventDefault();
+    };
+    const picks = ([ids, captioning, masking]) => {
+      if (!ids.length) return null;
+      const busy = (state) => ({ disabled: state === "running" });
+      const leave = () => {
+        none();
+        trigger("remove", { ids });
+      };
+      return h(
+        "div",
+        { class: "t-note t-picks", role: "group", "aria-label": "Selected pictures" },
+        h("strong", { role: "status" }, `${ids.length} selected`),
+        small("Leave out", leave),
+        small("Change captions", () => bulk(ids)),
+        small("Write captions", () => auto(ids), busy(captioning)),
+        small("Find people", () => trigger("automask", { ids, again: true }), busy(masking)),
+        small("Delete masks", () => trigger("maskdrop", { ids })),
+        small("Clear", none),
+      );
+    };
+
     // The chosen item large, with what training will see of it.
     const choose = (id) => {
       chosen = chosen === id ? "" : id;
@@ -269,9 +341,10 @@ Tuner.grid = (element, trigger, props, watch, upload) =>
       const item = (value.items || []).find((i) => i.id === chosen);
       for (const [id, card] of cards) card.node.classList.toggle("t-chosen", !!item && id === chosen);
       const doctor = value.doctor || {};
-      root.classList.toggle("t-with-side", !!item || !!doctor.busy || !!doctor.findings || !!doctor.error);
-      if (item && asked !== JSON.stringify([item, use(item), value.name])) {
-        asked = JSON.stringify([item, use(item), value.name]);
+      root.classList.toggle("t-with-details", !!item || !!doctor.busy || !!doctor.findings || !!doctor.error);
+      const state = item && JSON.stringify([item, value.name, value.trigger, value.plan && value.plan.open]);
+      if (item && asked !== state) {
+        asked = state;
         trigger("look", { id: item.id });
       }
       if (!item) asked = "";
@@ -282,12 +355,12 @@ Tuner.grid = (element, trigger, props, watch, upload) =>
     const looked = (item, used, seen) => [
       h(
         "div",
-        { class: "t-side-head" },
+        { class: "t-details-head" },
         h("strong", { translate: "no" }, item.id),
         h("button", { class: "t-ghost", type: "button", "aria-label": "Close", onclick: () => choose(item.id) }, icon("close")),
       ),
       media(item, used),
-      facts(item, used),
+      facts(item, used, seen.tokens),
       item.kind !== "audio" && masked(item, used, seen.cells || {}),
       pairs(item),
     ];
@@ -358,7 +431,7 @@ Tuner.grid = (element, trigger, props, watch, upload) =>
       box.style.height = (100 * (bottom - top)) / tall + "%";
       return box;
     };
-    const facts = (item, used) => {
+    const facts = (item, used, tokens) => {
       const rows = [["Size", item.size]];
       if (used.bucket) rows.push(["Trained at", `${used.bucket[0]} × ${used.bucket[1]}`]);
       if (used.crop) {
@@ -368,6 +441,8 @@ Tuner.grid = (element, trigger, props, watch, upload) =>
       }
       if (used.frames) rows.push(["Frames", String(used.frames)]);
       if (used.unused) rows.push(["Not used", String(used.unused)]);
+      if (tokens && tokens.exact) rows.push(["Tokens", `${tokens.has} of ${tokens.takes}${tokens.has > tokens.takes ? ": too long" : ""}`]);
+      else if (tokens) rows.push(["Tokens", `about ${tokens.has}${tokens.takes ? ` of ${tokens.takes}` : ""} (an estimate)`]);
       if (item.origin) rows.push(["Caption", ORIGIN[item.origin]]);
       if (item.warn) rows.push(["Look at", item.warn]);
       return h("dl", { class: "t-facts" }, rows.map(([k, v]) => [h("dt", {}, k), h("dd", { title: v }, v)]));
@@ -410,8 +485,8 @@ Tuner.grid = (element, trigger, props, watch, upload) =>
 
     const small = (text, onclick, more = {}) => h("button", { class: "t-button t-small", type: "button", onclick, ...more }, text);
     const buttons = ([changed, aside, many, busyNow]) => [
-      many > 0 && small("Caption automatically", auto, { disabled: busyNow }),
-      many > 0 && small("Change many captions", bulk),
+      many > 0 && small("Caption automatically", () => auto(), { disabled: busyNow }),
+      many > 0 && small("Change many captions", () => bulk()),
       many > 0 && small("Masks", masks),
       many > 0 && small("Pairs", pairing),
       changed > 0 && small(`Undo change of ${changed}`, () => trigger("unbulk", {})),
@@ -447,7 +522,7 @@ Tuner.grid = (element, trigger, props, watch, upload) =>
         const size = [b.width ? `${b.width} × ${b.height}` : "", b.frames > 1 ? `${b.frames} frames` : "", b.seconds ? `${b.seconds} s` : ""];
         return h("div", { class: "t-bucket" }, h("span", {}, size.filter(Boolean).join(" · ")), h("span", {}, bar), h("span", {}, String(b.items)));
       };
-      return h("details", { class: "t-strip" }, h("summary", {}, text), buckets.map(row));
+      return h("details", { class: "t-plan-strip" }, h("summary", {}, text), buckets.map(row));
     };
 
     const field = (label, input) => h("label", { class: "t-field" }, h("span", {}, label), input);
@@ -473,7 +548,7 @@ Tuner.grid = (element, trigger, props, watch, upload) =>
       if (first) first.focus();
     };
     let sheet = null;
-    const bulk = () => {
+    const bulk = (ids = []) => {
       const act = menu("bulk-do", [["replace", "Find and replace"], ["prefix", "Put in front of every caption"]]);
       const find = text("bulk-find"),
         replace = text("bulk-replace"),
@@ -496,7 +571,7 @@ Tuner.grid = (element, trigger, props, watch, upload) =>
       const look = (e) => {
         e.preventDefault();
         trigger("bulk", {
-          do: act.value, find: find.value, replace: replace.value, prefix: prefix.value, words: whole.checked, case: exact.checked,
+          ids, do: act.value, find: find.value, replace: replace.value, prefix: prefix.value, words: whole.checked, case: exact.checked,
         });
       };
       const form = h("form", { class: "t-sheet", onsubmit: look }, field("What to do", act), many, front, out,
@@ -504,7 +579,7 @@ Tuner.grid = (element, trigger, props, watch, upload) =>
       form.addEventListener("input", () => {
         go.disabled = true;
       });
-      const close = Tuner.modal("Change many captions", form);
+      const close = Tuner.modal(ids.length ? `Change the captions of ${ids.length}` : "Change many captions", form);
       find.focus();
       sheet = (preview) => {
         asked = preview.asked;
@@ -515,12 +590,12 @@ Tuner.grid = (element, trigger, props, watch, upload) =>
         out.replaceChildren(h("p", {}, preview.text), ...preview.rows.map(row));
       };
     };
-    const auto = () => {
+    const auto = (ids = []) => {
       const model = menu("auto-model", Object.entries(value.models || {}));
       const purpose = menu("auto-purpose", (value.purposes || []).map((p) => [p, p]));
       const again = h("input", { type: "checkbox" });
-      const go = () => trigger("autocaption", { model: model.value, purpose: purpose.value, again: again.checked });
-      sheetOf("Caption automatically", "Write captions", go, field("Captioner", model), field("What is to be learned", purpose),
+      const go = () => trigger("autocaption", { ids, model: model.value, purpose: purpose.value, again: again.checked });
+      sheetOf(ids.length ? `Caption ${ids.length} automatically` : "Caption automatically", "Write captions", go, field("Captioner", model), field("What is to be learned", purpose),
         tick("Write automatic captions anew", again), h("p", { class: "t-quiet" }, "Captions that you wrote or edited are never changed."));
     };
     const brought = (what, words) => [
@@ -596,6 +671,7 @@ Tuner.grid = (element, trigger, props, watch, upload) =>
     root.append(
       bar,
       second,
+      part.node("picked"),
       part.node("job"),
       part.node("maskjob"),
       part.node("note"),
@@ -605,7 +681,7 @@ Tuner.grid = (element, trigger, props, watch, upload) =>
         "div",
         { class: "t-split" },
         grid,
-        h("aside", { class: "t-side", "aria-label": "Details" }, part.node("look"), part.node("doctor")),
+        h("aside", { class: "t-details", "aria-label": "Details" }, part.node("look"), part.node("doctor")),
       ),
       part.node("plan"),
       drop,
@@ -756,6 +832,9 @@ Tuner.grid = (element, trigger, props, watch, upload) =>
           ),
       );
       place();
+      const here = new Set((value.items || []).map((i) => i.id));
+      for (const id of [...picked]) if (!here.has(id)) picked.delete(id);
+      mark();
       side();
       const open = part.node("plan").querySelector("details[open]");
       if (part.draw("plan", value.plan, strip) && open) part.node("plan").querySelector("details").open = true;

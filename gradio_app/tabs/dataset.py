@@ -102,7 +102,9 @@ def _caption(studio: Studio, sent: Said) -> Said:
 def _bulk(studio: Studio, sent: Said) -> Said:
     """Preview, then apply: a change of many captions."""
     sets, draft = studio.workspace.datasets, studio.project.draft()
-    texts = {path.name: sets.caption(path) for path in sets.files(draft.dataset)}
+    some = {str(one) for one in sent.get("ids") or []}
+    files = [path for path in sets.files(draft.dataset) if not some or path.name in some]
+    texts = {path.name: sets.caption(path) for path in files}
     try:
         made = captions.changes(texts, sent)
     except ValueError as error:

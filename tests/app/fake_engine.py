@@ -129,7 +129,7 @@ def check(path: Path) -> int:
         "buckets": [{"width": 64, "height": 64, "items": len(files)}],
         "uses": [
             {"name": p.name, "dataset": 0, "kind": "image", "resolution": 64, "bucket": [64, 64],
-             "original": [128, 64], "scaled": [128, 64], "crop": [32, 0, 96, 64]} for p in files
+             "original": [128, 64], "scaled": [128, 64], "crop": [32, 0, 96, 64], "tokens": [9, 77]} for p in files
         ],
     }  # fmt: skip
     device = {"name": "cpu", "reason": "no GPU was found"}
@@ -160,6 +160,9 @@ def caption(folder: Path, arguments: list[str], pace: float) -> int:
     journal("started", pid=os.getpid(), born=events.birth(os.getpid()), from_step=0, steps=0, name="captions")
     book = Book.open(folder)
     files = [p for p in sorted(folder.iterdir()) if p.suffix == ".png" and not p.with_suffix(".txt").exists()]
+    if "--only" in arguments:
+        some = Path(arguments[arguments.index("--only") + 1]).read_text().splitlines()
+        files = [p for p in files if p.name in some]
     for done, path in enumerate(files, 1):
         if take(job, "stop"):
             journal("stopped")

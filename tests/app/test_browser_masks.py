@@ -99,5 +99,5 @@ def pairs(page: Page, tmp_path: Path) -> None:
     expect(page.locator(".t-card")).to_have_count(1)
     page.get_by_role("button", name="All 4").click()
     expect(page.locator(".t-card")).to_have_count(4)
-    page.locator(".t-side").evaluate("side => { side.scrollTop = side.scrollHeight }")
+    page.locator(".t-details").evaluate("side => { side.scrollTop = side.scrollHeight }")
     shot(page, "dataset-pairs")

@@ -181,5 +181,32 @@ def test_the_crop_and_the_plan_come_from_the_check(studio: Studio, tmp_path: Pat
     draft = studio.project.draft()
     studio.checker.now(studio.project.yaml(draft), studio.project.stamp(draft))
     shown = dataset.view(studio)
-    assert shown["uses"]["a.png"]["crop"] == [32, 0, 96, 64] and shown["uses"]["a.png"]["bucket"] == [64, 64]
+    use = shown["items"][0]["use"]
+    assert use["crop"] == [32, 0, 96, 64] and use["bucket"] == [64, 64]
     assert shown["plan"]["items"] == 1 and shown["plan"]["buckets"][0]["width"] == 64
+
+
+def test_tokens_are_counted_by_the_model_and_else_said_to_be_estimated(studio: Studio, tmp_path: Path) -> None:
+    own(studio, tmp_path, {"a": "a red cat on a mat"})
+    asked = {"id": "a.png"}
+    assert dataset._look(studio, asked)["look"]["tokens"] == {"has": 10, "takes": 0, "exact": False}
+    draft = studio.project.draft()
+    studio.checker.now(studio.project.yaml(draft), studio.project.stamp(draft))
+    assert dataset._look(studio, asked)["look"]["tokens"] == {"has": 9, "takes": 77, "exact": True}
+    dataset._caption(studio, {"id": "a.png", "text": "a red cat on a blue mat"})
+    dataset.view(studio)
+    stale = dataset._look(studio, asked)["look"]["tokens"]
+    assert stale == {"has": 11, "takes": 77, "exact": False}, "another caption is not counted yet"
+
+
+def test_what_is_done_to_a_selection_touches_nothing_else(studio: Studio, tmp_path: Path) -> None:
+    name = own(studio, tmp_path, {"a": "one", "b": "two", "c": "", "d": ""})
+    asked = {"do": "prefix", "prefix": "photo", "ids": ["a.png", "c.png"]}
+    assert [row[0] for row in dataset._bulk(studio, asked)["preview"]["rows"]] == ["a.png", "c.png"]
+    dataset._bulk(studio, {**asked, "apply": True})
+    assert texts(studio, name) == {"a": "photo, one", "b": "two", "c": "photo", "d": ""}
+    dataset._unbulk(studio, {})
+    dataset._autocaption(studio, {"model": "basic", "purpose": "style", "ids": ["d.png"]})
+    until(lambda: captioning.state(studio, name).get("state") == "finished")
+    assert texts(studio, name) == {"a": "one", "b": "two", "c": "", "d": "thing 1"}
+    assert "any more" in dataset._autocaption(studio, {"model": "basic", "purpose": "style", "ids": ["x"]})["note"]

@@ -30,6 +30,7 @@ def test_five_hundred_pictures(context: Window, tmp_path: Path) -> None:
         began = time.monotonic()
         page.set_input_files("#pictures-input", many(tmp_path / "in", 500))
         expect(page.locator(".t-card")).to_have_count(500)
+        expect(page.locator(".t-plan-strip summary")).to_have_text("500 items → 1 bucket → 500 used, 0 left out")
         came = time.monotonic()
         page.locator(".t-caption").nth(400).click()
         page.keyboard.type("the four hundred and first")
@@ -40,8 +41,10 @@ def test_five_hundred_pictures(context: Window, tmp_path: Path) -> None:
         page.keyboard.press("Escape")
         expect(page.get_by_text("499 have no caption")).to_be_visible()
         saved = time.monotonic()
-        print(f"\n500 pictures uploaded in {came - began:.1f} s; one caption edited in {saved - came:.1f} s, of which")
-        print(f"{saved - typed:.2f} s from Enter to the line that counts it; largest answer {max(answers)} bytes")
+        print(
+            f"\n500 pictures uploaded and checked in {came - began:.1f} s; one caption edited in {saved - came:.1f} s,"
+        )
+        print(f"{saved - typed:.2f} s of it from Enter to the line that counts it; largest answer {max(answers)} bytes")
         assert saved - came < 10
         assert 0 < max(answers) < 100_000, "of 500 cards only the changed one is sent back"
         began = page.evaluate("performance.now()")
@@ -59,9 +62,11 @@ def test_captions_findings_and_crop(context: Window, tmp_path: Path) -> None:
         caption_all(page)
         change_many(page)
         examine(page)
+        select_some(page)
         page.get_by_label("Show p003.png").click()
+        expect(page.locator(".t-details")).to_contain_text("9 of 77")
         expect(page.locator(".t-crop")).to_be_visible()
-        expect(page.locator(".t-side")).to_contain_text("64 × 64")
+        expect(page.locator(".t-details")).to_contain_text("64 × 64")
         shot(page, "dataset-details")
         page.get_by_role("button", name="Light or dark").click()
         shot(page, "dataset-details-dark")
@@ -91,6 +96,34 @@ def change_many(page: Page) -> None:
     expect(page.locator(".t-caption").first).to_have_text("<b>star</b> 1")
     page.get_by_role("button", name="Undo change of 6").press("Enter")
     expect(page.locator(".t-caption").first).to_have_text("thing 1")
+
+
+def select_some(page: Page) -> None:
+    """Shift and Ctrl with keys and clicks; what is done to a selection; Escape ends it."""
+    page.get_by_label("Show p001.png").focus()
+    page.keyboard.press("Shift+ArrowRight")
+    page.keyboard.press("Shift+ArrowRight")
+    expect(page.get_by_text("3 selected")).to_be_visible()
+    page.get_by_label("Show p005.png").click(modifiers=["ControlOrMeta"])
+    expect(page.get_by_text("4 selected")).to_be_visible()
+    page.keyboard.press("Control+Space")
+    expect(page.get_by_text("3 selected")).to_be_visible()
+    shot(page, "dataset-selected")
+    page.get_by_label("Show p000.png").click(modifiers=["ControlOrMeta"])
+    page.get_by_label("Show p002.png").click(modifiers=["Shift"])
+    expect(page.locator(".t-picked")).to_have_count(3)
+    page.get_by_role("button", name="Change captions").click()
+    page.get_by_label("What to do").select_option("prefix")
+    page.get_by_label("Text in front").fill("sks")
+    page.get_by_label("Text in front").press("Enter")
+    expect(page.get_by_text("3 captions would change.")).to_be_visible()
+    page.get_by_role("button", name="Change them").press("Enter")
+    expect(page.locator(".t-caption").filter(has_text="sks")).to_have_count(3)
+    page.get_by_label("Show p004.png").focus()
+    page.keyboard.press("Control+a")
+    expect(page.locator(".t-picked")).to_have_count(6)
+    page.keyboard.press("Escape")
+    expect(page.locator(".t-picked")).to_have_count(0)
 
 
 def examine(page: Page) -> None:

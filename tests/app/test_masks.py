@@ -106,7 +106,7 @@ def test_the_loss_sees_the_mask_cut_and_averaged(studio: Studio, tmp_path: Path)
         row = [seen.getpixel((x, 3)) for x in range(8)]
     assert row == [255] * 5 + [0] * 3, row
     assert cells["share"] == round(100 * 5 / 8)
-    assert dataset._look(studio, {"id": "../../etc/passwd"}) == {"look": {"id": "../../etc/passwd"}}
+    assert dataset._look(studio, {"id": "../../etc/passwd"})["look"] == {"id": "../../etc/passwd"}
 
 
 def test_a_mask_goes_and_comes_with_its_picture_and_its_data_set(studio: Studio, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import io
 import os
 import struct
 import zlib
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -398,7 +399,7 @@ def test_long_captions(tmp_path, fake):
     picture(tmp_path / "b.png", caption="one", colour=(0, 0, 0))
     specs = [DataSet(path=str(tmp_path))]
     index = scan(specs)
-    [problem] = long_captions(index, specs, fake, {})
+    [problem] = long_captions(index, specs, partial(fake.token_counts, {}), fake.name)
     assert problem.level == "error"
     assert problem.text == (
         f"The caption of {tmp_path / 'a.png'} has 5 tokens, but tokenizer of fake takes 4; shorten "
@@ -406,4 +407,4 @@ def test_long_captions(tmp_path, fake):
     )
     specs = [DataSet(path=str(tmp_path), on_problem="skip")]
     index = scan(specs)
-    assert [p.level for p in long_captions(index, specs, fake, {})] == ["warning"]
+    assert [p.level for p in long_captions(index, specs, partial(fake.token_counts, {}), fake.name)] == ["warning"]

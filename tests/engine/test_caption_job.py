@@ -655,3 +655,16 @@ def test_the_command_in_a_process_of_its_own(pictures, tmp_path):
     printed = [json.loads(line) for line in done.stdout.splitlines()]
     assert [e["kind"] for e in printed if e["kind"] != "phase"][-6:] == ["caption"] * 5 + ["finished"]
     assert printed == follow(tmp_path / "j" / "events.jsonl")[0]
+
+
+def test_only_some_are_captioned(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("a", "b", "c"):
+        Image.new("RGB", (64, 64), "red").save(tmp_path / f"{name}.png")
+    some = tmp_path / "some.list"
+    some.write_text("b.png")
+    asked = ["caption", str(tmp_path), "--model", "basic", "--only", str(some), "--job", str(tmp_path / "job")]
+    assert main(asked) == 0
+    assert [p.name for p in sorted(tmp_path.glob("*.txt"))] == ["b.txt"]
+    some.write_text("../b.png")
+    assert main(asked) == 1
+    assert "no such item" in capsys.readouterr().err

@@ -82,9 +82,11 @@ def test_mixed_recipe(tiny, home: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert roles["train"]["share"] == pytest.approx(16 / 22, abs=1e-4)
     assert roles["validation"]["drawn"] == 0
     assert {b["resolution"] for b in plan["buckets"]} == {32, 64}
-    assert next(u for u in plan["uses"] if u["name"] == "0.png" and u["dataset"] == 0)["captions"] == [
-        "sks, a red photo of 0"
-    ]
+    use = next(u for u in plan["uses"] if u["name"] == "0.png" and u["dataset"] == 0)
+    assert use["captions"] == ["sks, a red photo of 0"]
+    assert 7 <= use["tokens"][0] < use["tokens"][1] == 77, "CLIP counts, begin and end among them"
+    levels = json.loads((tiny("sd1") / "vae" / "config.json").read_text())["block_out_channels"]
+    assert plan["cell"] == 2 ** (len(levels) - 1), "pixels per latent cell: each level but the first halves"
     assert main(["run", str(recipe), "--out", str(home / "run")]) == 0
     steps = events(home / "run", "step")
     assert len(steps) == 8

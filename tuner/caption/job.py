@@ -45,6 +45,7 @@ class Request:
     """What `tuner caption` is asked for. path: a folder or one file. out: where captions go, else beside the items.
 
     model: basic, florence, qwen, a Hub id or a model folder. replace: write automatic captions anew, too.
+    only: a text file that names some of the items, one per line; None takes all.
     """
 
     path: Path
@@ -53,6 +54,7 @@ class Request:
     batch: int = 4
     replace: bool = False
     out: Path | None = None
+    only: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -134,7 +136,7 @@ def prepare(request: Request) -> Plan:
     places = list(_places(path, root, out))
     if not places:
         raise UserError(f"{path} has no {SOUGHT} in it; give the folder that has them.")
-    for place in places:
+    for place in _chosen(places, request):
         state = plan.book.state(place.name, place.found)
         if place.text in seen:
             plan.shared.append(place.name)
@@ -147,6 +149,19 @@ def prepare(request: Request) -> Plan:
             plan.todo.append(place)
         seen.add(place.text)
     return plan
+
+
+def _chosen(places: list[Place], request: Request) -> list[Place]:
+    """Those that `only` names, in the order of the folder. Raises `UserError` for a name that is not there."""
+    if request.only is None:
+        return places
+    try:
+        names = set(request.only.read_text(encoding="utf-8").splitlines())
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--only {request.only} cannot be read ({error}); give a text file of item names.") from None
+    if unknown := sorted(names - {p.name for p in places}):
+        raise UserError(f"{request.only} names {unknown[0]}, but {request.path} has no such item.")
+    return [p for p in places if p.name in names]
 
 
 def _places(path: Path, root: Path, out: Path) -> Iterator[Place]:

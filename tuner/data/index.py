@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -24,9 +24,6 @@ from .facts import SAYS, Look
 from .item import Companion, Entry, Item, Kind
 from .looks import Looks, Wanted
 from .sources import listing
-
-if TYPE_CHECKING:
-    from ..family import Family
 
 SHOWN = 3
 """Notes of one kind up to this number name every file; more are counted."""
@@ -426,22 +423,20 @@ def _bare(scan: _Scan) -> list[Problem]:
 
 
 def long_captions(
-    index: Index, datasets: Sequence[DataSet], family: Family, tokenizers: dict[str, Any]
+    index: Index, datasets: Sequence[DataSet], tokens: Callable[[str], list[tuple[str, int, int]]], family: str
 ) -> list[Problem]:
     """Captions with more tokens than a tokenizer of the family takes: one problem per caption and its origin.
 
-    Each distinct caption is counted once.
+    tokens: see `Family.token_counts`; asked again for a caption that several items have.
     """
     problems: dict[tuple[str, str], Problem] = {}
-    counts: dict[str, list[tuple[str, int, int]]] = {}
     columns = (index.table.column(name).to_pylist() for name in ("captions", "caption_from", "ref", "dataset"))
     for texts, origin, ref, dataset in zip(*columns, strict=True):
         for text in texts:
-            if text not in counts:
-                counts[text] = [c for c in family.token_counts(tokenizers, text) if c[1] > c[2]]
-            if counts[text] and (text, origin) not in problems:
+            beyond = [c for c in tokens(text) if c[1] > c[2]]
+            if beyond and (text, origin) not in problems:
                 skip = datasets[dataset].on_problem == "skip"
-                problems[text, origin] = _too_long((ref, origin, dataset, skip), counts[text], family.name)
+                problems[text, origin] = _too_long((ref, origin, dataset, skip), beyond, family)
     return list(problems.values())
 
 
