@@ -5,9 +5,9 @@ start:  CPU-seconds from the command to its first optimiser step, caches empty, 
 memory: peak resident memory of a process that trains with us, and of one that runs the bare loop
 
 `python tests/benchmark.py adapters [row ...]`: every kind of adapter and every form of the base on the model that ships
-with the studio, beside a plain LoRA. A row is a title and what it changes in `recipes/demo/style-lora.yaml`.
+with the studio, as multiples of a plain LoRA. A row is a title and what it changes in `recipes/demo/style-lora.yaml`.
 
-`python tests/benchmark.py quantised` prints instead what each quantisation of the embedded model costs and saves.
+`python tests/benchmark.py quantised [method ...]` prints only the rows of quantised bases.
 """
 
 from __future__ import annotations
@@ -33,37 +33,38 @@ LARGE = dict(
 )
 
 
+WIDE = "targets: attention+feed-forward"
 ROWS: dict[str, list[str]] = {
     "LoRA": [],
     "DoRA": ["adapter.dora=true"],
     "rsLoRA": ["adapter.rslora=true"],
     "PiSSA": ["adapter.init=pissa"],
     "OLoRA": ["adapter.init=olora"],
-    "IA3 (peft)": ["adapter={kind: peft, algorithm: ia3, targets: attention+feed-forward}"],
-    "MiSS": ["adapter={kind: peft, algorithm: miss, rank: 16, targets: attention+feed-forward}"],
-    "HRA": ["adapter={kind: peft, algorithm: hra, rank: 16, targets: attention+feed-forward}"],
+    "LoRA, CLIP too": ["adapter.text={}"],
+    "IA3 (peft)": [f"adapter={{kind: peft, algorithm: ia3, {WIDE}}}"],
+    "MiSS": [f"adapter={{kind: peft, algorithm: miss, rank: 16, {WIDE}}}"],
+    "HRA": [f"adapter={{kind: peft, algorithm: hra, rank: 16, {WIDE}}}"],
     **{
-        f"LyCORIS {name}": [f"adapter={{kind: lycoris, algorithm: {name}, targets: attention+feed-forward}}"]
+        f"LyCORIS {name}": [f"adapter={{kind: lycoris, algorithm: {name}, {WIDE}}}"]
         for name in ("locon", "loha", "lokr", "dylora", "ia3", "diag_oft", "glora", "full")
     },
+    "LyCORIS boft": [f"adapter={{kind: lycoris, algorithm: boft, rank: 128, {WIDE}}}"],
     "full rank": ["adapter={kind: full}"],
-    "LoRA, base int8": ["memory.quantise=int8"],
-    "LoRA, base nf4": ["memory.quantise=nf4"],
-    "LoRA, base fp8": ["memory.quantise=fp8", "memory.checkpointing=true"],
 }
+METHODS = ("int8", "int8_bnb", "fp8_quanto", "fp8", "nf4", "int4", "int8_torchao", "fp8_torchao")
+HELD = {f"base {m}": [f"memory.quantise={m}", f"memory.checkpointing={str(m == 'fp8').lower()}"] for m in METHODS}
+"""LoRA on a quantised base; fp8 saves in training with checkpointing only, which is a part of its time."""
 
 
 def main() -> int:
     """Print all three tables; returns 1 if a bar of the README is missed."""
     if sys.argv[1:2] == ["adapters"]:
         return adapters(sys.argv[2:])
+    if sys.argv[1:2] == ["quantised"]:
+        return adapters([f"base {method}" for method in sys.argv[2:] or METHODS])
     if len(sys.argv) > 1:
-        tables = {"quantised": quantised}
-        children = {
-            "step": child_step, "start": child_start, "memory": child_memory, "held": child_held,
-            "adapter": child_adapter,
-        }  # fmt: skip
-        return {**tables, **children}[sys.argv[1]](*sys.argv[2:])
+        children = {"step": child_step, "start": child_start, "memory": child_memory, "adapter": child_adapter}
+        return children[sys.argv[1]](*sys.argv[2:])
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         os.environ["TUNER_HOME"] = str(folder / "home")
@@ -92,50 +93,65 @@ def main() -> int:
 
 
 def adapters(wanted: list[str]) -> int:
-    """The table of adapters and bases: each row in a process of its own, ratios to the plain LoRA."""
+    """One table of adapters and bases: each row in a process of its own, as multiples of the plain LoRA's figures."""
+    rows = list(dict.fromkeys(["LoRA", *(wanted or [*ROWS, *HELD])]))
     with tempfile.TemporaryDirectory() as name:
         os.environ["TUNER_HOME"] = name
-        child("adapter", "LoRA")  # fills the caches
-        print("| kind | time per step | trained parameters | optimiser bytes | peak memory |")
-        print("|---|---|---|---|---|")
-        first: dict[str, float] = {}
-        for row in dict.fromkeys(["LoRA", *(wanted or ROWS)]):
+        plain = child("adapter", "LoRA")  # fills the caches
+        plain = child("adapter", "LoRA")
+        print("| kind | time per step | memory | trained numbers | bytes of the base | loss apart |")
+        print("|---|---|---|---|---|---|")
+        for row in rows:
             try:
-                found = child("adapter", row)
+                found = plain if row == "LoRA" else child("adapter", row)
             except SystemExit as error:
-                print(f"| {row} | {str(error).strip().splitlines()[-1]} | | | |")
+                print(f"| {row} | {str(error).strip().splitlines()[-1]} | | | | |", flush=True)
                 continue
-            first = first or found
+            apart = max(abs(a - b) / b for a, b in zip(found["losses"], plain["losses"], strict=True))
             print(
-                f"| {row} | x{found['ms'] / first['ms']:.2f} ({found['ms']:.0f} ms) | {found['trained']:,.0f} "
-                f"| {found['optimizer'] / 1e6:.2f} MB | {found['mb'] - first['mb']:+.0f} MB |",
+                f"| {row} | {found['ratio']:.2f} | {found['mb'] / plain['mb']:.2f} | {found['trained']:,.0f} "
+                f"| {found['bytes'] / plain['bytes']:.2f} | {f'{apart:.4f}' if row in HELD else ''} |",
                 flush=True,
             )
     return 0
 
 
 def child_adapter(row: str) -> int:
-    """CPU time of one step, what trains, what the optimiser holds and the peak resident memory of one row."""
+    """One row: its peak resident memory beyond what the libraries take, then its steps and those of the plain LoRA in
+    turn (median ratio of CPU times, which other programs on the machine do not change)."""
     import torch
 
-    from tuner import assemble, prepare
-    from tuner.events import Journal
+    from tuner import assemble, prepare, quantise
     from tuner.recipe import load
 
+    torch.set_num_threads(1)
     demo = ROOT / "recipes" / "demo" / "style-lora.yaml"
-    journal = Journal(Path(os.environ["TUNER_HOME"]) / f"{os.getpid()}.jsonl")
-    job = assemble.build(prepare.prepare(load(demo, ROWS[row])), journal)
-    trainer, batches, times = job.trainer, job.loader.steps(0), []
-    for _ in range(12):
-        step = [b.to(trainer.accelerator.device) for b in next(batches)]
-        began = time.process_time()
-        trainer.step(step)
-        times.append((time.process_time() - began) * 1000)
-    state = trainer.optimizer.state_dict()["state"].values()
-    held = sum(v.nbytes for slots in state for v in slots.values() if isinstance(v, torch.Tensor))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    trained = sum(p.numel() for p in trainer.trained)
-    return say({"ms": statistics.median(times[2:]), "trained": trained, "optimizer": held, "mb": peak})
+
+    def built(settings: list[str]) -> tuple[Any, Any]:
+        job = assemble.build(prepare.prepare(load(demo, [*settings, "validate.prompts=[]"])), lambda *_, **__: None)
+        return job.trainer, job.loader.steps(0)
+
+    def step(job: tuple[Any, Any]) -> tuple[float, float]:
+        batch, began = next(job[1]), time.process_time()
+        loss = job[0].step(batch)["loss"]
+        return loss, time.process_time() - began
+
+    libraries = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    own = built({**ROWS, **HELD}[row])
+    losses = [step(own)[0] for _ in range(4)]
+    peak = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - libraries) / 1024
+    other, ratios = built([]), []
+    for _ in range(10):
+        loss, ours = step(own)
+        losses.append(loss)
+        ratios.append(ours / step(other)[1])
+    trained = sum(p.numel() for p in own[0].trained)
+    network = own[0].parts.network
+    inside = {id(p) for p in network.parameters()}
+    added = 0 if row == "full rank" else sum(p.nbytes for p in own[0].adapter.parameters() if id(p) in inside)
+    held = quantise.size(network) - added
+    return say({"ratio": statistics.median(ratios[2:]), "mb": peak, "trained": trained, "bytes": held,
+                "losses": losses})  # fmt: skip
 
 
 def child(*arguments: object) -> dict[str, Any]:
@@ -294,54 +310,6 @@ def child_start(recipe: str) -> int:
     code = tuner(["run", recipe, "train.steps=1", "--out", str(out)])
     assert code == 0
     return say({"cpu": seen[0]})
-
-
-QUANTISED = ("none", "int8", "int8_bnb", "fp8_quanto", "fp8", "nf4", "int4", "int8_torchao", "fp8_torchao")
-
-
-def quantised(*methods: str) -> int:
-    """Every quantisation of the embedded model: bytes of the base and time of a step, as multiples of the plain one's,
-    with and without checkpointing; and the largest distance of the loss within the steps. Those of torchao only where
-    it is installed."""
-    plain: dict[str, dict[str, Any]] = {}
-    print("quantise       base        of plain  step       of plain  with checkpointing  loss apart")
-    with tempfile.TemporaryDirectory() as name:
-        os.environ["TUNER_HOME"] = str(Path(name) / "home")
-        for method in methods or QUANTISED:
-            try:
-                rows = {flag: child("held", method, flag) for flag in ("false", "true")}
-            except SystemExit as error:
-                print(f"{method:14} {str(error).strip().splitlines()[-1]}")
-                continue
-            plain = plain or rows
-            one, exact = rows["false"], plain["false"]
-            apart = max(abs(a - b) / b for a, b in zip(one["losses"], exact["losses"], strict=True))
-            print(f"{method:14} {one['bytes'] / 1e6:6.2f} MB  {one['bytes'] / exact['bytes']:9.3f} "
-                  f"{one['ms']:8.1f} ms {one['ms'] / exact['ms']:9.2f} "
-                  f"{rows['true']['ms'] / plain['true']['ms']:19.2f} {apart:11.4f}")  # fmt: skip
-    return 0
-
-
-def child_held(method: str, checkpointing: str) -> int:
-    """Bytes of the embedded model's base, CPU-milliseconds of a step (median), and the losses."""
-    import torch
-
-    from tuner import assemble, prepare, quantise
-    from tuner.recipe import load
-
-    torch.set_num_threads(1)
-    settings = [f"memory.quantise={method}", f"memory.checkpointing={checkpointing}", "validate.prompts=[]"]
-    recipe = load(ROOT / "recipes" / "demo" / "style-lora.yaml", settings)
-    job = assemble.build(prepare.prepare(recipe), lambda *_, **__: None)
-    batches, trainer = job.loader.steps(0), job.trainer
-    size = quantise.size(trainer.parts.network) - sum(4 * p.numel() for p in trainer.adapter.parameters())
-    losses, times = [], []
-    for _ in range(12):
-        began = time.process_time()
-        losses.append(trainer.step(next(batches))["loss"])
-        times.append((time.process_time() - began) * 1000)
-    batches.close()
-    return say({"bytes": size, "ms": statistics.median(times[3:]), "losses": losses})
 
 
 def say(figures: dict[str, Any]) -> int:

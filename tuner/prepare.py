@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from . import adapters, assistants, device, export, extensions, families, optimizers, quantise
-from .adapters import start
+from .adapters import _lycoris_start, start
 from .data import index, plan, sampler
 from .data.item import Kind
 from .device import Device
@@ -166,7 +166,7 @@ def resolve(recipe: Recipe, family: Family, source: Source, geometry: Geometry, 
 def _adapter(recipe: Recipe, family: Family, source: Source, lr: float) -> AdapterSpec:
     spec = recipe.adapter
     if isinstance(spec, LycorisSpec):
-        return spec.filled()
+        return _lycoris_start.understood(spec, family, source) if spec.start else spec.filled()
     if isinstance(spec, ControlSpec) and family.control is not None:
         form = spec.form or family.control.forms[0]
         alpha = spec.alpha or float(spec.rank) if form == "lora" else spec.alpha
@@ -302,7 +302,13 @@ def _text(ready: Prepared) -> Iterator[Problem]:
         )
         said = f"{', '.join(text.parts)} trains: captions and prompts are encoded anew in every step, {rest}."
         yield Problem("note", "adapter.text", said)
-    train = ready.recipe.train
+    train, method = ready.recipe.train, ready.recipe.memory.quantise_text
+    if method != "none" and family.retells_all:
+        said = (
+            f"memory.quantise_text is {method}, but adapter.text trains the text encoders of {family.name}, and "
+            "rounded weights do not train; set memory.quantise_text to none."
+        )
+        yield Problem("error", "memory.quantise_text", said, {"memory.quantise_text": "none"})
     if train.optimizer == "prodigy" and text.lr != train.lr:
         said = (
             f"adapter.text.lr is {text.lr:g}, but prodigy has one step size for all; set it to train.lr, {train.lr:g}."

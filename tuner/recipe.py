@@ -95,7 +95,7 @@ class PeftSpec(Model):
     algorithm: Literal["ia3", "miss", "hra"] = setting(
         "ia3",
         "ia3: one factor per output of a layer, the smallest adapter there is; miss: one shared block per layer, "
-        "cheaper than a LoRA; hra: a chain of reflections, which keeps angles; steps take ten times as long",
+        "cheaper than a LoRA; hra: a chain of reflections, which keeps angles",
         "basic",
     )
     rank: int = setting(16, "Size of the adapter (miss, hra)", "basic", ge=1)
@@ -211,6 +211,11 @@ class LycorisSpec(LycorisKnobs):
         "Other settings for some of those layers: a pattern such as *.ff.* of the layer's full name, and the settings, "
         "each entry complete but for rank and alpha, which it takes from above; the first pattern that fits counts",
         "expert",
+    )
+    start: str | None = setting(
+        None,
+        "Go on from this adapter: a file, a run folder or a checkpoint. Its algorithms, ranks, alphas and layers are "
+        "taken from it",
     )
 
     def filled(self, rank: int = 16, alpha: float | None = None) -> Self:

@@ -13,6 +13,7 @@ import peft
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from tests.engine.test_runs import losses, pictures, result
@@ -23,6 +24,7 @@ from tuner import adapters, families, recipe
 from tuner.__main__ import main
 from tuner.adapters import lora
 from tuner.adapters.peft import Reflected, ReflectedConv
+from tuner.checkpoint import WEIGHTS
 from tuner.errors import UserError
 from tuner.events import follow
 from tuner.formats.layers import Layer
@@ -347,23 +349,46 @@ def test_a_run_resumes_bit_for_bit(
     assert result(out) == written
 
 
-def test_a_run_starts_from_a_run(folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`adapter.start` is a run folder beside the recipe; its first loss is that of the adapter as it stood."""
+@pytest.mark.parametrize(
+    ("first", "second", "kept"),
+    [
+        ({"rank": 3, "alpha": 5.0}, {}, {"rank": 3, "alpha": 5.0}),
+        ({"kind": "lycoris", "rank": 2, "alpha": 4.0}, {"kind": "lycoris"}, {"algorithm": "lokr", "rank": 2}),
+    ],
+    ids=["lora", "lokr"],
+)
+def test_a_run_starts_from_a_run(
+    first: dict[str, Any],
+    second: dict[str, Any],
+    kept: dict[str, Any],
+    folders: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """`adapter.start` is a run folder beside the recipe; its first loss is that of the adapter as it stood. It resumes
+    to the last bit."""
     monkeypatch.setenv("TUNER_HOME", str(tmp_path / "home"))
     common = {
         "family": "flux1", "source": str(folders["flux1"]), "options": {"max_tokens": 24},
         "data": [{"path": str(pictures(tmp_path / "pictures", 2))}], "media": {"resolutions": [64]},
-        "train": {"steps": 3, "lr": 5e-2, "precision": "fp32"}, "validate": {"every": 3},
+        "train": {"steps": 3, "lr": 5e-2, "precision": "fp32"}, "validate": {"every": 3}, "save": {"every": 2},
     }  # fmt: skip
-    for name, adapter in (("one", {"rank": 3, "alpha": 5.0}), ("two", {"start": "one"})):
+    for name, adapter in (("one", first), ("two", {**second, "start": "one"})):
         (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump({**common, "name": name, "adapter": adapter}))
         assert main(["run", str(tmp_path / f"{name}.yaml"), "--out", str(tmp_path / name)]) == 0
     seen = [[e["loss"] for e in follow(tmp_path / n / "events.jsonl")[0] if e["kind"] == "validation"] for n in
             ("one", "two")]  # fmt: skip
     assert seen[0][-1] == pytest.approx(seen[1][0], rel=1e-6)
     assert seen[0][0] != pytest.approx(seen[0][-1], rel=1e-3)
-    kept = yaml.safe_load((tmp_path / "two" / "recipe.yaml").read_text())["adapter"]
-    assert (kept["rank"], kept["alpha"]) == (3, 5.0)
+    written = yaml.safe_load((tmp_path / "two" / "recipe.yaml").read_text())["adapter"]
+    assert {k: written[k] for k in kept} == kept
+    told, last = losses(tmp_path / "two"), tmp_path / "two" / "checkpoints" / "step-000003"
+    weights = load_file(last / WEIGHTS)
+    shutil.rmtree(last)
+    assert main(["resume", str(tmp_path / "two")]) == 0
+    assert losses(tmp_path / "two") == told
+    again = load_file(last / WEIGHTS)
+    assert again.keys() == weights.keys() and all(v.equal(weights[k]) for k, v in again.items())
 
 
 @pytest.mark.parametrize(

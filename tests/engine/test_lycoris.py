@@ -14,7 +14,7 @@ import lycoris
 import pytest
 import torch
 import yaml
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -23,7 +23,9 @@ from tests.families.case import Rig
 from tests.families.cases import all_cases
 from tuner import adapters, quantise
 from tuner.__main__ import main
+from tuner.adapters import start
 from tuner.adapters._lycoris import TENSORS, Change
+from tuner.adapters._lycoris_start import understood
 from tuner.adapters.lycoris import Lycoris, refuses
 from tuner.checkpoint import WEIGHTS
 from tuner.errors import UserError
@@ -31,7 +33,7 @@ from tuner.events import follow
 from tuner.families import get
 from tuner.formats.layers import Layer
 from tuner.loop import Trainer
-from tuner.recipe import LycorisKnobs, LycorisSpec, Recipe, TrainSpec
+from tuner.recipe import LoraSpec, LycorisKnobs, LycorisSpec, Recipe, TrainSpec
 from tuner.types import Batch, generator
 
 # -- one layer ---------------------------------------------------------------------------------------------------------
@@ -508,6 +510,62 @@ def scaled(layer: Layer, rig: Rig) -> Layer:
     bias = layer.bias()
     more = {} if bias is None else {"bias": -bias}
     return Layer(layer.part, layer.module, "diff", {"weight": -layer.delta(weight.detach()), **more})
+
+
+STARTS = [("flux1", n) for n in ALGORITHMS] + [("sd1", n) for n in (*ALGORITHMS, "loha-tucker", "lokr-tucker")]
+NOW = {("flux1", "lokr-unbalanced"), ("flux1", "dylora"), ("sd1", "diag_oft"), ("sd1", "lokr-tucker")}
+
+
+@pytest.mark.parametrize(
+    ("family", "name"), [pytest.param(*s, marks=[] if s in NOW else pytest.mark.families) for s in STARTS]
+)
+def test_a_run_goes_on_from_a_file_or_checkpoint(
+    family: str, name: str, rigs: Callable[[str], Rig], tmp_path: Path
+) -> None:
+    """Algorithms, sizes and layers are the file's; it answers and changes the weights as the file does."""
+    rig = fresh(rigs(family))
+    adapter = attached(rig, spec_of(name.split("-")[0], family, **ALGORITHMS.get(name, KNOBS[name])))
+    trained(rig, adapter, 4)
+    whole, layers = question(rig)(), {x.module: x for x in adapter.layers()}
+    checkpoint = tmp_path / WEIGHTS
+    save_file(adapter.state_dict(), checkpoint, adapter.metadata())
+    files = [w.path for w in rig.exported(adapter, tmp_path) if w.format in ("diffusers", "lycoris")]
+    assert files
+    for path in (checkpoint, *files):
+        other = fresh(rigs(family))
+        given = LycorisSpec(start=str(path), dropout=0.1)
+        spec = understood(given, other.family, other.source)
+        assert understood(LycorisSpec.model_validate(spec.model_dump()), other.family, other.source) == spec
+        assert spec.dropout == 0.1
+        again = attached(other, spec)
+        adapters.begin(again, spec, other.family, other.source)
+        torch.testing.assert_close(question(other)(), whole, atol=1e-6, rtol=1e-6)
+        for own in again.layers():
+            base: Any = other.parts.network.get_submodule(own.module)
+            torch.testing.assert_close(
+                own.delta(base.weight.detach()), layers[own.module].delta(base.weight.detach()), atol=1e-7, rtol=1e-6
+            )
+        losses = trained(other, again, 4)
+        assert losses[-1] < losses[0]
+
+
+def test_what_contradicts_the_start_is_refused(rigs: Callable[[str], Rig], tmp_path: Path) -> None:
+    rig = fresh(rigs("flux1"))
+    adapter = attached(rig, spec_of("lokr", "flux1"))
+    path = str(next(w.path for w in rig.exported(adapter, tmp_path) if w.format == "lycoris"))
+    for more, sentence in (
+        ({"algorithm": "loha"}, r"adapter\.algorithm is loha, but the adapter .* was trained with lokr"),
+        ({"rank": 8}, r"adapter\.rank is 8, but .* with 2; leave adapter\.rank out"),
+        ({"scalar": True}, r"adapter\.scalar is True, but .* with False"),
+        ({"targets": ["to_q"]}, r"adapter\.targets is \['to_q'\], but"),
+    ):
+        with pytest.raises(UserError, match=sentence):
+            understood(LycorisSpec(start=path, **more), rig.family, rig.source)
+    with pytest.raises(UserError, match=r"of the kind lokr, and adapter\.kind is lora"):
+        start.understood(LoraSpec(start=path), rig.family, rig.source)
+    with pytest.raises(UserError, match=r"no place in this model|does not fit"):
+        other = rigs("sd1")
+        understood(LycorisSpec(start=path), other.family, other.source)
 
 
 def exported_loads(rig: Rig, adapter: Lycoris, whole: Tensor, folder: Path) -> None:

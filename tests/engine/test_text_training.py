@@ -280,6 +280,12 @@ def test_the_export_draws_the_validation_sample_elsewhere(family: str, recipe, t
         ("sdxl", {"rank": 0}, {}, "adapter.text.rank is 0, but"),
         ("sdxl", {"parts": []}, {}, "adapter.text.parts is [], but"),
         ("sdxl", {"learning_rate": 1}, {}, "adapter.text.learning_rate is not a setting"),
+        (
+            "sdxl",
+            {},
+            {"memory": {"quantise_text": "int8"}},
+            "memory.quantise_text is int8, but adapter.text trains the text encoders of sdxl",
+        ),
         ("sdxl", {"lr": 0.5}, {"train": {"optimizer": "prodigy", "lr": 1.0}}, "prodigy has one step size for all"),
         (
             "sdxl",

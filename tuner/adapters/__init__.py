@@ -81,10 +81,13 @@ def build(spec: AdapterSpec, family: Family, parts: Parts) -> Adapter:
 
 def begin(adapter: Adapter, spec: AdapterSpec, family: Family, source: Source) -> None:
     """Give a fresh adapter the values of the one from which the recipe goes on, if it names one."""
+    module, filling = _module(spec.kind), adapter
     if isinstance(spec, LoraSpec) and spec.start:
-        module = _module("lora")
-        assert isinstance(adapter, module.Lora)
-        adapter.fill(module.start.lora_of(spec.start, family, source))
+        assert isinstance(filling, module.Lora)
+        filling.fill(module.start.lora_of(spec.start, family, source))
+    if isinstance(spec, LycorisSpec) and spec.start:
+        assert isinstance(filling, module.Lycoris)
+        filling.begin(family, source)
 
 
 def refuses(family: Family, recipe: Recipe) -> str | None:

@@ -9,16 +9,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from ..adapter import Named, on_cpu
 from ..errors import UserError
 from ..family import Family
+from ..formats import file as opened
 from ..formats.file import STATED
 from ..formats.layers import Layer
 from ..recipe import READ, LycorisKnobs, LycorisSpec, Recipe
+from ..source import Source
 from ..types import Parts
+from . import _lycoris_start, start
 from .lora import layers_for
 
 TREE = "lycoris_net"
@@ -57,6 +61,39 @@ class Lycoris(Named):
 
         # first of all hooks: what rotates or scales an answer must see the layer's own
         return change.base.register_forward_hook(hook, prepend=True)
+
+    def begin(self, family: Family, source: Source) -> None:
+        """Take the values of the adapter that the settings name. Raises `UserError` when it does not fit."""
+        assert self.spec.start is not None
+        path = start.find(self.spec.start)
+        if STATED in opened.header(path):
+            given = opened.read(path).tensors
+            self._fits(set(self.names.values()), set(given))
+            self.load_state_dict(given)
+            return
+        layers = {x.module: x for x in _lycoris_start.layers_of(self.spec, family, source)}
+        self._fits({c.name for c in self.changes}, set(layers))
+        with torch.no_grad():
+            for change in self.changes:
+                values, own = _lycoris_start.values(layers[change.name]), dict(change.inner.named_parameters())
+                # a bias that the file leaves as it is stays at zero
+                self._fits({f"{change.name}.{n}" for n in own if n != "bias"},
+                           {f"{change.name}.{n}" for n in values if n != "bias"})  # fmt: skip
+                for name, value in values.items():
+                    if value.numel() != own[name].numel():
+                        raise UserError(
+                            f"adapter.start does not fit this model: {change.name} ({name}) is {list(value.shape)} "
+                            f"there and {list(own[name].shape)} here; take an adapter of this model."
+                        )
+                    own[name].copy_(value.reshape(own[name].shape))
+
+    def _fits(self, own: set[str], given: set[str]) -> None:
+        if differ := sorted(own ^ given):
+            more = "it has" if differ[0] in given else "it lacks"
+            raise UserError(
+                f"adapter.start does not fit the adapter: {more} {differ[0]} ({len(differ)} differ); leave all "
+                "settings but dropouts out, to take those of the file."
+            )
 
     @contextmanager
     def scaled(self, strength: float) -> Iterator[None]:

@@ -30,7 +30,7 @@ def find(adapter: str) -> Path:
         path / "export" / "model",
         *(
             f
-            for format in ("comfyui", "kohya", "lycoris")
+            for format in ("lycoris", "comfyui", "kohya")
             for f in sorted((path / "export" / format).glob("*.safetensors"))
         ),
         path / "export" / "controlnet" / FILE,

@@ -91,6 +91,11 @@ def read(path: Path, names: Names, networks: Mapping[str, Shapes]) -> Contents:
 
 def understood(file: opened.File, places: Places, as_comfyui: bool = False) -> Contents:
     """See `read`. as_comfyui: take `dora_scale` as ComfyUI does (see `layers.Layer`), not as everyone else."""
+    if opened.STATED in file.metadata:  # its scales stand in its settings, not beside its tensors
+        raise UserError(
+            f"{file.path} is a checkpoint of a LyCORIS run, which only such a run reads; write it as an adapter file "
+            "with `python -m tuner export`, and take that."
+        )
     entries, leftover = grouped(file.tensors)
     as_comfyui = as_comfyui or file.metadata.get(DORA_NORM) == "base"
     stated = opened.settings(file)

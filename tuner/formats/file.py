@@ -66,6 +66,16 @@ def read(path: Path) -> File:
     return File(path, tensors, metadata)
 
 
+def header(path: Path) -> dict[str, str]:
+    """What the header of an adapter file states. Raises `UserError` as `read` does."""
+    _refuse_foreign(path, _size(path))
+    try:
+        with safe_open(path, "pt") as opened:
+            return dict(opened.metadata() or {})
+    except SafetensorError as error:
+        raise UserError(f"{path} is damaged or was not copied whole ({error}); fetch it again.") from None
+
+
 def _size(path: Path) -> int:
     if not path.exists():
         raise UserError(f"{path} does not exist; check the path.")
