@@ -222,6 +222,7 @@ def everything() -> str:
         found |= set(python_texts(path.read_text(encoding="utf-8")))
     for path in sorted((ROOT / "gradio_app").rglob("*.js")):
         found |= set(script_texts(path.read_text(encoding="utf-8")))
+    found |= {path.read_text(encoding="utf-8") for path in (ROOT / "recipes").glob("*/*.yaml")}
     return "\n".join(found)
 
 

@@ -13,7 +13,8 @@
   // -- from English into a language ------------------------------------------------------------------------------------
   const plain = (text) => text.replace(/[.*+?^${}()|[\]\\]/g, "\\$&");
   const HOLE = /\{(\*?\w+)\}/;
-  const BORDER = /(?<=[.!?…:]) +/;
+  const BORDER = /(?<=[.!?…:]) +/,
+    STOP = /(?<=[.!?…]) +/;
   const NUMBER = "(-?\\d[\\d.,e+-]*)";
   const pattern = (source, target) => {
     const bits = source.split(HOLE), // text, name, text, name, ..., text
@@ -44,7 +45,7 @@
     };
     // Sentences that are all known by themselves: else a pattern's value could reach over their borders.
     const sentences = (text) => {
-      const parts = text.split(BORDER),
+      const parts = text.split(STOP),
         said = parts.length > 1 ? parts.map((part) => say(part)) : [];
       return parts.length > 1 && said.every((part, i) => part !== parts[i]) ? tied(said) : undefined;
     };
