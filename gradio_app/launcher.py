@@ -14,6 +14,7 @@ import psutil
 
 from tuner import events
 
+from .parts.reader import reader
 from .workspace import write_json
 
 ENGINE = (sys.executable, "-m", "tuner")
@@ -147,9 +148,7 @@ def launched(folder: Path) -> dict[str, Any] | None:
         record = None
     if record is not None and events.alive(record["pid"], record["born"]):
         return record
-    found, _ = events.follow(folder / "events.jsonl")
-    starts = [e for e in found if e["kind"] == "started"]
-    return starts[-1] if starts else record
+    return reader(folder).refresh().start or record
 
 
 def end(process: psutil.Process) -> None:

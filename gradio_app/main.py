@@ -40,8 +40,8 @@ def frame_view(studio: Studio) -> dict[str, Any]:
         marks["dataset"] = {"kind": "warn", "text": f"{bare} without a caption"}
     if studio.project.mistakes(draft):
         marks["recipe"] = {"kind": "bad", "text": "Needs a change"}
-    if running:
-        marks["train"] = {"kind": "live", "text": "Training"}
+    if mark := train.mark(studio, running):
+        marks["train"] = mark
     return {
         "project": " · ".join(part for part in (dataset_title(draft.dataset), name) if part),
         "device": studio.device(),

@@ -59,8 +59,9 @@ class Project:
             (p for p in shipped if not p.name.startswith("_")), key=lambda p: (p.parent.name != "demo", str(p))
         )
         own = sorted((self.workspace.root / "recipes").glob("*.yaml"))
-        found = [self._card(path, f"{path.parent.name}/{path.name}", path.parent.name) for path in shown]
-        found += [self._card(path, f"own:{path.name}", "own") for path in own]
+        data = self._data()
+        found = [_card(path, f"{path.parent.name}/{path.name}", path.parent.name, data) for path in shown]
+        found += [_card(path, f"own:{path.name}", "own", data) for path in own]
         return [card for card in found if card is not None]
 
     def draft(self) -> Draft:
@@ -86,7 +87,7 @@ class Project:
 
     def plain(self, card: Card) -> dict[str, Any]:
         """A recipe file as plain values with every default in place."""
-        loaded = self._load(card.path)
+        loaded = _load(card.path, self._data())
         return loaded.model_dump(mode="json", by_alias=True)
 
     def standard(self, draft: Draft) -> dict[str, Any]:
@@ -155,16 +156,12 @@ class Project:
 
     def yaml(self, draft: Draft) -> str:
         """The final recipe as text."""
-        return yaml.safe_dump(self.final(draft), sort_keys=False, allow_unicode=True)
+        return _dumped(json.dumps(self.final(draft)))
 
     def mistakes(self, draft: Draft) -> list[dict[str, Any]]:
         """What is wrong with the form of the recipe, known at once."""
-        try:
-            recipes.parse(self.final(draft), "")
-        except UserError as error:
-            lines = [line.removeprefix(": ") for line in str(error).splitlines()]
-            return [{"level": "error", "where": line.split(" ", 1)[0], "text": line, "remedy": {}} for line in lines]
-        return []
+        lines = _wrong(json.dumps(self.final(draft)))
+        return [{"level": "error", "where": line.split(" ", 1)[0], "text": line, "remedy": {}} for line in lines]
 
     def trigger(self, draft: Draft) -> str:
         """The trigger word: noted with the data set; for the demo, what its recipe says."""
@@ -232,32 +229,53 @@ class Project:
         taken = {p.stem for p in folder.glob("*.yaml")}
         return folder / f"{unused(safe_stem(name, 'my-recipe'), taken)}.yaml"
 
-    def _load(self, path: Path) -> recipes.Recipe:
-        """A recipe file over the chosen pictures: most recipes leave the data to the user."""
-        folder = self.workspace.datasets.folder(self.workspace.draft().dataset)
-        return _loaded(path, path.stat().st_mtime_ns, str(folder))
+    def _data(self) -> str:
+        """The chosen pictures: most recipes leave the data to the user."""
+        return str(self.workspace.datasets.folder(self.workspace.draft().dataset))
 
-    def _card(self, path: Path, identity: str, group: str) -> Card | None:
-        try:
-            loaded = self._load(path)
-        except UserError:
-            return None
-        if not loaded.description and group != "own":
-            return None
-        name = " ".join(SAID.get(word, word) for word in loaded.name.replace("_", "-").split("-"))
-        needs = re.search(r"(?:needs about|runs in|about) (\d+) GB of memory", loaded.description, re.IGNORECASE)
-        return Card(
-            id=identity,
-            path=path,
-            name=name[:1].upper() + name[1:],
-            description=loaded.description,
-            family=loaded.family,
-            group=group,
-            steps=loaded.train.steps,
-            task=loaded.task,
-            kind=loaded.adapter.kind,
-            gigabytes=int(needs[1]) if needs else None,
-        )
+
+def _card(path: Path, identity: str, group: str, data: str) -> Card | None:
+    """What a shelf shows of a recipe file over this data; nothing for one that cannot be read."""
+    try:
+        loaded = _load(path, data)
+    except UserError:
+        return None
+    if not loaded.description and group != "own":
+        return None
+    name = " ".join(SAID.get(word, word) for word in loaded.name.replace("_", "-").split("-"))
+    needs = re.search(r"(?:needs about|runs in|about) (\d+) GB of memory", loaded.description, re.IGNORECASE)
+    return Card(
+        id=identity,
+        path=path,
+        name=name[:1].upper() + name[1:],
+        description=loaded.description,
+        family=loaded.family,
+        group=group,
+        steps=loaded.train.steps,
+        task=loaded.task,
+        kind=loaded.adapter.kind,
+        gigabytes=int(needs[1]) if needs else None,
+    )
+
+
+def _load(path: Path, data: str) -> recipes.Recipe:
+    return _loaded(path, path.stat().st_mtime_ns, data)
+
+
+@lru_cache(maxsize=16)
+def _dumped(recipe: str) -> str:
+    """A recipe given as JSON as YAML; asked every second, and it rarely changes."""
+    return yaml.safe_dump(json.loads(recipe), sort_keys=False, allow_unicode=True)
+
+
+@lru_cache(maxsize=16)
+def _wrong(recipe: str) -> tuple[str, ...]:
+    """What is wrong with the form of a recipe given as JSON, a line each."""
+    try:
+        recipes.parse(json.loads(recipe), "")
+    except UserError as error:
+        return tuple(line.removeprefix(": ") for line in str(error).splitlines())
+    return ()
 
 
 @lru_cache(maxsize=256)

@@ -11,10 +11,9 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from .launcher import LocalLauncher
-from .parts.reader import reader
+from .parts.reader import LOOKED_AT, launched, reader
 from .workspace import Workspace, write_json
 
-LOOKED_AT = 24
 PAUSE = 1.0
 
 
@@ -67,12 +66,15 @@ class Queue:
             write_json(self.file, rows)
 
     def busy(self, next_one: str = "") -> bool:
-        """Whether a process is there in one of the last runs, be it only to leave, when it still holds memory.
+        """Whether a process is there in a run, be it only to leave, when it still holds memory.
 
         What leaves the folder of the next one does not count: its start waits for that.
         """
-        for name in self.workspace.run_names()[:LOOKED_AT]:
-            seen = reader(self.workspace.runs / name).refresh()
+        for number, name in enumerate(self.workspace.run_names()):
+            folder = self.workspace.runs / name
+            if number >= LOOKED_AT and not launched(folder):
+                continue
+            seen = reader(folder).refresh()
             if seen.alive and (name != next_one or seen.state in ("running", "starting")):
                 return True
         return False

@@ -30,8 +30,7 @@ class Studio:
 
     def running(self) -> Reader | None:
         """The run that trains now, whoever started it."""
-        names = self.workspace.run_names()[:24]
-        found = newest_running([self.workspace.runs / name for name in names])
+        found = newest_running([self.workspace.runs / name for name in self.workspace.run_names()])
         return reader(found) if found else None
 
     def device(self) -> dict[str, str]:

@@ -7,6 +7,7 @@ import json
 import subprocess
 import threading
 import time
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -71,11 +72,12 @@ class Checker:
         """A finished answer from the disk."""
         if self._running is not None and self._running[0] == key and self._running[1].poll() is None:
             return None
+        path = self.folder / f"{key}.json"
         try:
-            text = (self.folder / f"{key}.json").read_text(encoding="utf-8")
+            found = path.stat()
         except OSError:
             return None
-        answer = _parsed(text) or trouble(_last_line(self.folder / f"{key}.log"))
+        answer = _parsed(path, found.st_mtime_ns, found.st_size) or trouble(_last_line(self.folder / f"{key}.log"))
         self.device = answer.get("device") or self.device
         return answer
 
@@ -103,10 +105,12 @@ def _prune(folder: Path) -> None:
         old.unlink()
 
 
-def _parsed(text: str) -> dict[str, Any] | None:
+@lru_cache(maxsize=8)
+def _parsed(path: Path, changed: int, size: int) -> dict[str, Any] | None:
+    """An answer, read once per change of its file: it is asked for every second."""
     try:
-        found = json.loads(text)
-    except ValueError:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
         return None
     return found if isinstance(found, dict) and "ok" in found else None
 

@@ -2,10 +2,16 @@
 window.Tuner = window.Tuner || {};
 (() => {
   const SVG = "http://www.w3.org/2000/svg";
+  // One listener per element and event, whose action may be exchanged later.
+  const hear = (node, name, action) => {
+    node.heard = node.heard || {};
+    if (!node.heard[name]) node.addEventListener(name, (e) => node.heard[name](e));
+    node.heard[name] = action;
+  };
   const fill = (node, attributes, children) => {
     for (const [name, value] of Object.entries(attributes || {})) {
       if (value === null || value === undefined || value === false) continue;
-      if (name.startsWith("on")) node.addEventListener(name.slice(2), value);
+      if (name.startsWith("on")) hear(node, name.slice(2), value);
       else if (name === "value") node.value = value;
       else if (name === "checked") node.checked = value;
       else node.setAttribute(name, value === true ? "" : value);
@@ -44,17 +50,54 @@ window.Tuner = window.Tuner || {};
       s("path", { d: PATHS[name] }),
     );
 
-  // Draws a named part again only when its data changed.
+  // Makes the children of a node like `fresh` and keeps every element that can stay: focus, pointer, drawers, players
+  // and what was typed outlive it. Elements with different data-k are different.
+  const alike = (a, b) => a.nodeName === b.nodeName && (a.nodeType !== 1 || a.dataset.k === b.dataset.k);
+  const become = (now, next) => {
+    if (next.nodeType !== 1) {
+      if (now.data !== next.data) now.data = next.data;
+      return;
+    }
+    for (const { name } of [...now.attributes])
+      if (name !== "open" && !next.hasAttribute(name)) now.removeAttribute(name);
+    for (const { name, value } of [...next.attributes])
+      if (name !== "open" && now.getAttribute(name) !== value) now.setAttribute(name, value);
+    for (const name of Object.keys({ ...now.heard, ...next.heard }))
+      hear(now, name, (next.heard && next.heard[name]) || (() => {}));
+    settle(now, [...next.childNodes]);
+  };
+  const settle = (node, fresh) => {
+    const list = [fresh].flat(Infinity).filter(Boolean);
+    list.forEach((one, i) => {
+      const next = typeof one === "string" ? document.createTextNode(one) : one,
+        now = node.childNodes[i];
+      if (!now) node.append(next);
+      else if (alike(now, next)) become(now, next);
+      else now.replaceWith(next);
+    });
+    while (node.childNodes.length > list.length) node.lastChild.remove();
+  };
+
+  // Draws a named part again only when its data changed; `settle` keeps the elements that can stay.
   const slots = () => {
     const nodes = {},
       seen = {};
+    const changed = (name, data) => {
+      const text = JSON.stringify(data === undefined ? null : data);
+      if (seen[name] === text) return false;
+      seen[name] = text;
+      return true;
+    };
     return {
       node: (name, tag = "div", attributes = {}) => (nodes[name] = nodes[name] || h(tag, attributes)),
       draw: (name, data, make) => {
-        const text = JSON.stringify(data === undefined ? null : data);
-        if (seen[name] === text) return false;
-        seen[name] = text;
+        if (!changed(name, data)) return false;
         nodes[name].replaceChildren(...[make(data)].flat(Infinity).filter(Boolean));
+        return true;
+      },
+      settle: (name, data, make) => {
+        if (!changed(name, data)) return false;
+        settle(nodes[name], make(data));
         return true;
       },
     };
@@ -137,24 +180,28 @@ window.Tuner = window.Tuner || {};
     }
   };
 
-  const dark = (wanted) => {
-    document.body.classList.toggle("dark", wanted);
+  // What this browser keeps of the user's choices. Private windows may refuse; then nothing is kept.
+  const keep = (name, value) => {
     try {
-      localStorage.setItem("tuner-theme", wanted ? "dark" : "light");
+      localStorage.setItem(name, value);
     } catch (error) {
-      /* private mode: not kept */
+      /* not kept */
     }
   };
-  const remembered = () => {
+  const kept = (name) => {
     try {
-      return localStorage.getItem("tuner-theme");
+      return localStorage.getItem(name);
     } catch (error) {
       return null;
     }
   };
+  const dark = (wanted) => {
+    document.body.classList.toggle("dark", wanted);
+    keep("tuner-theme", wanted ? "dark" : "light");
+  };
   const themed = new URL(window.location.href).searchParams.get("__theme");
   const early = () => {
-    const known = remembered();
+    const known = kept("tuner-theme");
     if (known && !themed) document.body.classList.toggle("dark", known === "dark");
   };
   document.body ? early() : document.addEventListener("DOMContentLoaded", early);
@@ -244,5 +291,9 @@ window.Tuner = window.Tuner || {};
     return (told) => (last = told && told.at >= last.at ? told : last);
   };
 
-  Object.assign(window.Tuner, { newest, h, s, file, icon, slots, widget, go, url, marks, dark, modal, named, wipe });
+  // What a file is, by its name.
+  const medium = (src) =>
+    /\.(mp4|webm|mov)$/i.test(src) ? "video" : /\.(wav|mp3|flac|ogg)$/i.test(src) ? "sound" : "picture";
+
+  Object.assign(window.Tuner, { newest, settle, keep, kept, medium, h, s, file, icon, slots, widget, go, url, marks, dark, modal, named, wipe });
 })();

@@ -28,6 +28,7 @@ PHASES = {
     "export": "Save adapter",
 }
 CHUNK = 250_000
+LOOKED_AT = 24
 
 
 @dataclass
@@ -164,7 +165,9 @@ class Reader:
         """Points to draw, at most 500 in all series together."""
         raw = self.steps.losses()
         round4 = [[x, round(y, 5)] for x, y in loss.thin(raw, 240)]
-        line = [[x, round(y, 5)] for x, y in loss.every(loss.smooth(loss.means(raw, 4000)), 180)]
+        line = [
+            [x, round(y, 5), self.steps.rate(int(x))] for x, y in loss.every(loss.smooth(loss.means(raw, 4000)), 180)
+        ]
         held = [(int(e["step"]), float(e["loss"])) for e in self.validation if e.get("loss") is not None]
         marks = [{"step": e["step"], "kind": "save"} for e in self.checkpoints[-40:]]
         return {
@@ -271,15 +274,23 @@ def _json(path: Path, changed: int, size: int) -> dict[str, Any] | None:
         return None
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=128)
 def reader(folder: Path) -> Reader:
     """One reader per folder for all browsers; call `refresh` on it."""
     return Reader(folder)
 
 
 def newest_running(folders: list[Path]) -> Path | None:
-    """The first of these runs that is alive; only those touched lately or marked as launched are looked at."""
-    for folder in folders:
-        if reader(folder).refresh().state in ("running", "starting"):
+    """The first of these runs that is alive. The journals of old ones are read only where a process is known."""
+    for number, folder in enumerate(folders):
+        looked_at = number < LOOKED_AT or launched(folder)
+        if looked_at and reader(folder).refresh().state in ("running", "starting"):
             return folder
     return None
+
+
+def launched(folder: Path) -> bool:
+    """Whether the process that the app started in a folder is there; one look at a small file."""
+    path = folder / "launched.json"
+    record = _json(path, *_mark(path))
+    return bool(record) and events.alive(record["pid"], record["born"])

@@ -1,100 +1,21 @@
 // One run, live: phases, progress, loss, samples, buttons, log.
 Tuner.train = (element, trigger, props, watch) =>
   Tuner.widget(element, props, watch, (root) => {
-    const { h, s, icon, slots, file, wipe, modal, url } = Tuner;
-    const part = slots();
+    const { h, icon, slots, file, wipe, modal, url, medium } = Tuner;
+    const part = slots(),
+      chart = Tuner.plot();
     let shown = "",
       newest = 0;
 
-    const nice = (low, high, count) => {
-      const raw = (high - low) / count || 1,
-        power = 10 ** Math.floor(Math.log10(raw)),
-        unit = [1, 2, 5, 10].find((u) => raw <= u * power) * power;
-      const ticks = [];
-      for (let t = Math.ceil(low / unit) * unit; t <= high + unit * 1e-6; t += unit)
-        ticks.push(Number(t.toPrecision(8)));
-      return ticks;
-    };
-    const plot = (c) => {
-      if (!c.raw.length && !c.held.length)
-        return h(
-          "p",
-          { class: "t-quiet t-plot-none" },
-          "The loss appears with the first steps. A falling line means that it learns; small ups and downs are normal.",
-        );
-      const W = 900,
-        H = 168,
-        L = 44,
-        R = 10,
-        T = 10,
-        B = 24;
-      const ys = [...c.line.map((p) => p[1]), ...c.held.map((p) => p[1])];
-      const sorted = c.raw.map((p) => p[1]).sort((a, b) => a - b);
-      if (sorted.length)
-        ys.push(
-          sorted[Math.floor(sorted.length * 0.02)],
-          sorted[Math.min(sorted.length - 1, Math.floor(sorted.length * 0.98))],
-        );
-      let low = Math.min(...ys),
-        high = Math.max(...ys);
-      const room = (high - low) * 0.06 || Math.abs(high) * 0.1 || 1;
-      low = Math.max(0, low - room);
-      high += room;
-      const far = c.raw.length ? c.raw[c.raw.length - 1][0] : 0,
-        span = Math.max(1, Math.min(c.of, Math.max(far * 2, Math.round(c.of / 5), 10)));
-      const X = (x) => L + (x / span) * (W - L - R),
-        Y = (y) => T + (1 - (Math.min(Math.max(y, low), high) - low) / (high - low)) * (H - T - B);
-      const path = (points) => points.map((p) => `${X(p[0]).toFixed(1)},${Y(p[1]).toFixed(1)}`).join(" ");
-      const last = c.line[c.line.length - 1];
-      return [
-        h(
-          "div",
-          { class: "t-legend" },
-          h("span", { class: "t-key-line" }, "loss"),
-          c.held.length ? h("span", { class: "t-key-held" }, "validation loss") : "",
-          c.marks.length ? h("span", { class: "t-key-mark" }, "saved") : "",
-        ),
-        s(
-          "svg",
-          {
-            viewBox: `0 0 ${W} ${H}`,
-            class: "t-plot",
-            role: "img",
-            "aria-label": `Loss over ${c.of} steps` + (last ? `, now ${last[1].toPrecision(3)}` : ""),
-          },
-          nice(low, high, 4).map((t) => [
-            s("line", { x1: L, x2: W - R, y1: Y(t), y2: Y(t), class: "t-grid" }),
-            s("text", { x: L - 8, y: Y(t) + 3.5, class: "t-tick t-end" }, String(t)),
-          ]),
-          nice(0, span, 6)
-            .filter((t) => Number.isInteger(t))
-            .map((t) => s("text", { x: X(t), y: H - 6, class: "t-tick t-mid" }, String(t))),
-          c.marks.map((m) =>
-            s(
-              "path",
-              { d: `M${X(m.step)} ${H - B}l-3.5 6h7z`, class: "t-mark" },
-              s("title", {}, `saved at step ${m.step}`),
-            ),
-          ),
-          c.raw.map((p) => s("circle", { cx: X(p[0]).toFixed(1), cy: Y(p[1]).toFixed(1), r: 1.5, class: "t-point" })),
-          s("polyline", { points: path(c.line), class: "t-line" }),
-          c.held.length
-            ? [
-                s("polyline", { points: path(c.held), class: "t-held" }),
-                c.held.map((p) => s("circle", { cx: X(p[0]), cy: Y(p[1]), r: 2.6, class: "t-held-dot" })),
-              ]
-            : "",
-        ),
-      ];
-    };
-
     const label = (step) => (step === 0 ? "before" : `step ${step}`);
+    // Two of them against each other, as their kind allows.
+    const side = (a, b) => ({ picture: wipe, video: Tuner.together, sound: Tuner.switched })[medium(a.src)](a, b);
     const open = (m, r, at) => {
       const row = m.rows[r],
         cells = row.cells.map((c, i) => c && { src: file(c.file), label: label(m.steps[i]) });
       const from = cells.find(Boolean),
         to = cells[at] === from ? cells.filter(Boolean).pop() : cells[at];
-      const show = h("div", {}, wipe(from, to));
+      const show = h("div", {}, from === to ? alone(from) : side(from, to));
       const strip = h(
         "div",
         { class: "t-strip" },
@@ -106,14 +27,34 @@ Tuner.train = (element, trigger, props, watch) =>
               {
                 type: "button",
                 "aria-label": `Compare with ${c.label}`,
-                onclick: () => show.replaceChildren(wipe(from, c)),
+                onclick: () => show.replaceChildren(from === c ? alone(c) : side(from, c)),
               },
-              h("img", { src: c.src, alt: "" }),
+              medium(c.src) === "picture" && h("img", { src: c.src, alt: "" }),
               h("span", {}, c.label),
             ),
         ),
       );
       modal(row.prompt, [show, strip], true);
+    };
+    // One sample as it is: what a cell of the matrix shows, and a comparison with itself.
+    const alone = (c) =>
+      ({
+        picture: () => h("div", { class: "t-wipe-box" }, h("img", { src: c.src, alt: c.label, translate: "no" })),
+        video: () => h("video", { src: c.src, controls: true, loop: true, playsinline: true, preload: "metadata", "aria-label": c.label, translate: "no" }),
+        sound: () => h("audio", { src: c.src, controls: true, preload: "metadata", "aria-label": c.label, translate: "no" }),
+      })[medium(c.src)]();
+    const cell = (m, r, i) => {
+      const row = m.rows[r],
+        src = file(row.cells[i].file),
+        name = `${row.prompt}, ${label(m.steps[i])}`,
+        press = { type: "button", "aria-label": `${name}: compare`, onclick: () => open(m, r, i) };
+      if (medium(src) === "picture") return h("button", { class: "t-cell", "data-k": src, translate: "no", ...press }, h("img", { src, alt: name, translate: "no" }));
+      return h(
+        "div",
+        { class: "t-player", "data-k": src },
+        alone({ src, label: name }),
+        h("button", { class: "t-link", ...press }, "Compare"),
+      );
     };
     const columns = (m) => {
       const most = 6,
@@ -160,16 +101,7 @@ Tuner.train = (element, trigger, props, watch) =>
                     "td",
                     {},
                     row.cells[i]
-                      ? h(
-                          "button",
-                          {
-                            class: "t-cell",
-                            type: "button",
-                            "aria-label": `${row.prompt}, ${label(m.steps[i])}: compare`,
-                            onclick: () => open(m, r, i),
-                          },
-                          h("img", { src: file(row.cells[i].file), alt: `${row.prompt}, ${label(m.steps[i])}` }),
-                        )
+                      ? cell(m, r, i)
                       : h("span", { class: "t-cell t-hole" }),
                   ),
                 ),
@@ -205,6 +137,7 @@ Tuner.train = (element, trigger, props, watch) =>
             b.numbers.map(([k, x, at]) => h("div", {}, h("span", {}, k), h("strong", {}, x || clock(at)))),
           ),
         ),
+        b.memory.text && meter(b.memory),
         b.phases.length
           ? h(
               "ol",
@@ -225,6 +158,19 @@ Tuner.train = (element, trigger, props, watch) =>
           : "",
       );
     };
+    const meter = (m) =>
+      h(
+        "div",
+        { class: "t-memory" },
+        h("span", {}, m.title),
+        h(
+          "span",
+          { class: "t-meter", role: "meter", "aria-label": m.title, "aria-valuemin": 0, "aria-valuemax": 100, "aria-valuenow": m.used, "aria-valuetext": m.text },
+          h("i", { style: `width:${m.used}%` }),
+          m.peak ? h("b", { style: `left:${m.peak}%` }) : "",
+        ),
+        h("span", {}, m.text),
+      );
     const LABELS = { save: "Save now", sample: "Sample now", resume: "Resume" };
     const buttons = (list) =>
       list.map((b) =>
@@ -235,6 +181,7 @@ Tuner.train = (element, trigger, props, watch) =>
             type: "button",
             disabled: b.off,
             "data-do": b.do,
+            "data-k": b.do,
             title: b.title || "",
             onclick: (e) => {
               e.currentTarget.disabled = true;
@@ -273,6 +220,14 @@ Tuner.train = (element, trigger, props, watch) =>
             ),
           )
         : "";
+    const exported = (e) =>
+      h(
+        "li",
+        {},
+        e.file ? h("a", { class: "t-link", href: file(e.file), download: e.name }, e.format) : h("span", {}, e.format),
+        e.loads_in.length > 0 && h("span", { class: "t-badge" }, icon("check", 12), `loads in ${e.loads_in.join(", ")}`),
+        e.problems.length > 0 && h("p", { class: "t-wrong" }, `Does not load as it was trained: ${e.problems.join("; ")}`),
+      );
     const queue = (list) => {
       if (!list.length) return "";
       const press = (run, act, label, mark, off) =>
@@ -298,7 +253,7 @@ Tuner.train = (element, trigger, props, watch) =>
           list.map((e, i) =>
             h(
               "li",
-              {},
+              { "data-k": e.run },
               h(
                 "button",
                 { class: "t-link t-queue-name", translate: "no", type: "button", onclick: () => trigger("open", { run: e.run }) },
@@ -321,12 +276,22 @@ Tuner.train = (element, trigger, props, watch) =>
       if (!form) return "";
       if (!form.how)
         return h("details", { class: "t-drawer t-extend" }, h("summary", {}, icon("chevron"), "Extend"), h("p", { class: "t-quiet" }, form.why));
-      const more = h("input", { class: "t-input", type: "number", min: 1, step: 1, value: form.steps, "aria-label": "Further steps" });
-      const send = () => trigger("extend", { run: shown, steps: Math.round(Number(more.value)) });
-      more.addEventListener("keydown", (e) => e.key === "Enter" && send());
+      const send = (e) => {
+        const more = e.currentTarget.closest(".t-extend").querySelector("input");
+        trigger("extend", { run: shown, steps: Math.round(Number(more.value)) });
+      };
+      const more = h("input", {
+        class: "t-input",
+        type: "number",
+        min: 1,
+        step: 1,
+        value: form.steps,
+        "aria-label": "Further steps",
+        onkeydown: (e) => e.key === "Enter" && send(e),
+      });
       return h(
         "div",
-        { class: "t-extend", title: `Train beyond step ${form.of}` },
+        { class: "t-extend", "data-k": `${shown} ${form.of}`, title: `Train beyond step ${form.of}` },
         more,
         h("span", { class: "t-quiet" }, "more steps"),
         h("button", { class: "t-button", type: "button", title: form.why, onclick: send }, "Extend"),
@@ -352,7 +317,7 @@ Tuner.train = (element, trigger, props, watch) =>
       h(
         "div",
         { class: "t-train-main" },
-        h("section", { class: "t-panel" }, part.node("plot")),
+        h("section", { class: "t-panel" }, chart.node),
         h("section", { class: "t-panel" }, h("h3", {}, "Samples"), part.node("matrix")),
       ),
       h(
@@ -378,43 +343,40 @@ Tuner.train = (element, trigger, props, watch) =>
       if (!v.run) return;
       shown = v.run;
       url({ run: v.run });
-      part.draw("band", v.band, band);
-      part.draw("remedies", [v.remedies, v.nonce], ([list]) => remedies(list));
-      part.draw("queue", v.queue, queue);
-      part.draw("extend", [v.extend, v.run], ([form]) => extend(form));
-      part.draw("plot", v.curve, plot);
-      part.draw("matrix", v.matrix, matrix);
-      part.draw("runs", [v.runs, v.run], ([runs, run]) => {
+      part.settle("band", v.band, band);
+      part.settle("remedies", [v.remedies, v.nonce], ([list]) => remedies(list));
+      part.settle("queue", v.queue, queue);
+      part.settle("extend", [v.extend, v.run], ([form]) => extend(form));
+      chart.show(v.curve);
+      part.settle("matrix", v.matrix, matrix);
+      part.settle("runs", [v.runs, v.run], ([runs, run]) => {
         const select = h(
           "select",
-          { class: "t-input", "aria-label": "Run" },
+          {
+            class: "t-input",
+            "aria-label": "Run",
+            "data-k": run,
+            onchange: (e) => trigger("open", { run: e.currentTarget.value }),
+          },
           runs.map((r) => h("option", { value: r, selected: r === run, translate: "no" }, r)),
         );
-        select.addEventListener("change", () => trigger("open", { run: select.value }));
         return h("label", { class: "t-runs" }, h("span", { class: "t-sr" }, "Run"), select);
       });
-      part.draw("buttons", [v.buttons, v.nonce], ([list]) => buttons(list));
-      part.draw(
-        "download",
-        v.download,
-        (path) =>
-          path &&
-          h(
-            "a",
-            { class: "t-button t-block", href: file(path), download: v.run + ".safetensors" },
-            icon("down", 14),
-            "Download adapter",
-          ),
-      );
-      part.draw("said", v.said, (text) => text && h("p", { class: "t-said", role: "status" }, text));
-      part.draw("facts", v.facts, (facts) =>
+      part.settle("buttons", [v.buttons, v.nonce], ([list]) => buttons(list));
+      part.settle("download", [v.download, v.exports], ([path, exports]) => [
+        path &&
+          h("a", { class: "t-button t-block", href: file(path), download: v.run + ".safetensors" }, icon("down", 14), "Download adapter"),
+        exports.length > 0 && h("ul", { class: "t-exports", "aria-label": "Exported files" }, exports.map(exported)),
+      ]);
+      part.settle("said", v.said, (text) => text && h("p", { class: "t-said", role: "status" }, text));
+      part.settle("facts", v.facts, (facts) =>
         h(
           "dl",
           { class: "t-facts" },
           facts.map(([k, x]) => [h("dt", {}, k), h("dd", { title: x }, x)]),
         ),
       );
-      part.draw(
+      part.settle(
         "warnings",
         [v.warnings, v.notes],
         ([list, notes]) =>
@@ -427,11 +389,10 @@ Tuner.train = (element, trigger, props, watch) =>
             ),
           ),
       );
-      const drawer = part.node("log").querySelector("details");
-      part.draw("log", v.log, (lines) =>
+      part.settle("log", v.log, (lines) =>
         h(
           "details",
-          { class: "t-drawer t-log", open: drawer ? drawer.open : false },
+          { class: "t-drawer t-log" },
           h("summary", {}, icon("chevron"), h("strong", {}, "Log")),
           h("pre", { class: "t-yaml", tabindex: 0, translate: lines.length ? "no" : null }, lines.join("\n") || "Nothing yet."),
         ),

@@ -130,6 +130,8 @@ def _holds(adapter: dict[str, Any], settings: dict[str, Any]) -> bool:
 
 def _helped(studio: Studio, draft: Draft, problems: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Problems with their ways out: the engine's remedy, the recipe's own value, and the setting itself."""
+    if not problems:
+        return []
     standard = studio.project.standard(draft)
     known = {f.key: f for f in forms.fields(_open(draft.raw))}
     shown = []

@@ -30,6 +30,7 @@ SAID = {
     "resume": "Going on from the last checkpoint.",
 }
 STALL = 240.0
+LATELY = 86_400.0
 MOST_STEPS = 1_000_000
 NEW_RUN = "new run: "
 FORMATS = {"diffusers": "diffusers", "comfyui": "ComfyUI", "kohya": "kohya", "lycoris": "LyCORIS"}
@@ -85,6 +86,21 @@ def chosen(known: dict[str, Any], run: str, said: str = "") -> dict[str, Any]:
 def shown(studio: Studio, known: dict[str, Any]) -> dict[str, Any]:
     """The view of the run that a session knows of, with what was said last."""
     return view(studio, str(known.get("run", "")), str(known.get("said", "")), float(known.get("nonce", 0.0)))
+
+
+def mark(studio: Studio, running: Reader | None) -> dict[str, str]:
+    """The mark of the tab: a run trains, or the newest one failed lately or waits to be started; {} for none."""
+    if running is not None:
+        return {"kind": "live", "text": "Training"}
+    newest = next(iter(studio.workspace.run_names()), "")
+    if not newest or studio.queue.place(newest):
+        return {}
+    seen = reader(studio.workspace.runs / newest).refresh()
+    if seen.state == "new":
+        return {"kind": "warn", "text": "A run waits to be started"}
+    lately = time.time() - float(seen.last.get("at") or seen.start.get("at") or 0.0) < LATELY
+    failed = seen.state in ("failed", "crashed") and lately
+    return {"kind": "bad", "text": "The last run failed"} if failed else {}
 
 
 def stamp(studio: Studio, run: str) -> str:

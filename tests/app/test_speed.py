@@ -5,6 +5,7 @@ machine does not fail; `TUNER_STRICT=1` sets the real ones.
 
 from __future__ import annotations
 
+import json
 import os
 import statistics
 import subprocess
@@ -50,6 +51,16 @@ def test_cold_start(tmp_path: Path) -> None:
         child.wait(10)
     print(f"cold start: {took:.1f} s (bar 5 s)")
     assert took <= START
+
+
+@pytest.mark.parametrize("ticks", [300, pytest.param(3600, marks=pytest.mark.slow)])
+def test_memory_stays_over_an_hour_of_polling(tmp_path: Path, ticks: int) -> None:
+    """A page asks every second while a run goes on; after the warm-up the app's memory stays where it is."""
+    command = [sys.executable, str(Path(__file__).with_name("polling.py")), str(tmp_path / "home"), str(ticks)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=600)
+    told = json.loads(done.stdout.splitlines()[-1])
+    print(f"{ticks} ticks, {told['ms']} ms each: {told['warm']} MB after the warm-up, {told['end']} MB at the end")
+    assert told["end"] - told["warm"] <= 6 and told["end"] <= 350
 
 
 def ticker(page: object) -> int:

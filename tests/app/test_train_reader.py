@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,8 @@ from gradio_app.parts.reader import Reader
 from gradio_app.parts.words import to_the_minute
 from gradio_app.studio import Studio
 from gradio_app.tabs import train
+from gradio_app.workspace import write_json
+from tuner.events import birth
 
 TOOK = {"step": 2.0, "checkpoint": 3.0, "validation": 5.0, "sample": 20.0, "export": 8.0}
 RECIPE = {"save": {"every": 7}, "validate": {"every": 10, "prompts": ["a cat"]}}
@@ -145,3 +148,23 @@ def test_each_group_has_its_learning_rate_and_the_base_says_how_it_is_held(studi
     facts = dict(shown["facts"])
     assert facts["Learning rate, denoiser"] == "0.0001" and facts["Learning rate, text"] == "5e-06"
     assert reason in shown["notes"] and shown["band"]["memory"] == {} and shown["exports"] == []
+
+
+def test_a_run_is_found_however_many_came_after_it(studio: Studio) -> None:
+    """Forty newer folders hide neither the run that trains nor those that wait."""
+    old = studio.workspace.new_run("old")
+    (old / "recipe.yaml").write_text("name: old")
+    me = {"pid": os.getpid(), "born": birth(os.getpid()), "at": 100.0}
+    write_json(old / "launched.json", me)
+    (old / "events.jsonl").write_text(json.dumps({**me, "at": 101.0, "kind": "started", "steps": 5}) + "\n")
+    os.utime(old / "events.jsonl", (101, 101))
+    for number in range(40):
+        new = studio.workspace.new_run(f"new-{number}")
+        (new / "recipe.yaml").write_text("name: new")
+        assert not studio.queue.add(new.name, "run"), "it waits"
+    assert studio.workspace.run_names()[-1] == old.name
+    running = studio.running()
+    assert running is not None and running.folder == old and studio.queue.busy()
+    assert len(studio.queue.waiting()) == 40 and studio.queue.place(studio.queue.waiting()[-1]["run"]) == 40
+    (old / "launched.json").write_text("{}")
+    assert studio.running() is None

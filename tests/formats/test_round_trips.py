@@ -120,4 +120,27 @@ def test_other_kinds_there_and_back(family: str, tmp_path: Path) -> None:
         assert not read.leftover
         same(chosen, layers, read.layers, 1e-5)
         found = verify.check(tmp_path / "adapter.safetensors", target, check)
-        assert found == [], (target, found)
+        if target == "comfyui":  # measured: ComfyUI 0.29 has other names for norms, and says "lora key not loaded"
+            assert len(found) == 1 and "no place in ComfyUI" in found[0] and found[0].endswith(f"{norm}.w_norm")
+        else:
+            assert found == [], (target, found)
+
+
+def test_rotations_for_comfyui_have_no_limit_and_no_scale(tmp_path: Path) -> None:
+    """Measured with ComfyUI 0.29's loader: it counts the limit (`alpha`) in all and not per channel, and does not use
+    `rescale`. So the limit is put into the blocks, and a rescaled rotation is written as a difference."""
+    chosen = model("flux1")
+    names = [f"transformer_blocks.{i}.attn.to_out.0" for i in range(2)]
+    out = chosen.places.networks[chosen.part][names[0]][0]
+    blocks = {"blocks": torch.randn(out // 8, 8, 8, generator=torch.Generator().manual_seed(0))}
+    layers = [
+        Layer(chosen.part, names[0], "oft", blocks, 1e-2),
+        Layer(chosen.part, names[1], "oft", {**blocks, "rescale": 1 + torch.rand(out, 1)}, 0.0),
+    ]
+    sheet = write.comfyui(layers, chosen.places, chosen.weight)
+    first, second = (f"diffusion_model.double_blocks.{i}.img_attn.proj" for i in range(2))
+    assert set(sheet.tensors) == {f"{first}.oft_blocks", f"{first}.alpha", f"{second}.diff"}
+    assert sheet.tensors[f"{first}.alpha"] == 0 and not sheet.tensors[f"{first}.oft_blocks"].equal(blocks["blocks"])
+    same(chosen, layers, again(tmp_path, chosen, sheet).layers, 1e-5)
+    check = verify.Check(layers, chosen.places, chosen.weight, "fp32")
+    assert verify.check(tmp_path / "adapter.safetensors", "comfyui", check) == []

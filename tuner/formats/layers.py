@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -157,11 +157,23 @@ def _lokr(layer: Layer, t: dict[str, Tensor], weight: Tensor | None) -> Tensor:
 
 def _rotations(layer: Layer, blocks: Tensor) -> Tensor:
     """R = (I + Q)(I - Q)^-1 of each block, Q = B - B^T kept within the limit (Cayley; Qiu et al. 2023)."""
-    skew, rows = blocks - blocks.transpose(-1, -2), blocks.shape[-3] * blocks.shape[-1]
-    if layer.alpha and (norm := skew.norm()) > layer.alpha * rows:
-        skew = skew * (layer.alpha * rows / norm)
+    blocks = blocks * _within(layer.alpha, blocks)
+    skew = blocks - blocks.transpose(-1, -2)
     one = torch.eye(blocks.shape[-1], device=blocks.device)
     return (one + skew) @ torch.linalg.inv(one - skew)
+
+
+def _within(alpha: float | None, blocks: Tensor) -> float:
+    """What the blocks are multiplied by to stay within the limit `alpha` per output channel; 1 without one."""
+    norm, most = (blocks - blocks.transpose(-1, -2)).norm(), (alpha or 0.0) * blocks.shape[-3] * blocks.shape[-1]
+    return float(most / norm) if alpha and norm > most else 1.0
+
+
+def unlimited(layer: Layer) -> Layer:
+    """The same rotations (OFT, BOFT) without a limit: they are within it already."""
+    blocks = layer.tensors["blocks"]
+    within = _within(layer.alpha, blocks.float())
+    return replace(layer, tensors={**layer.tensors, "blocks": blocks * within}, alpha=0.0)
 
 
 def _oft(layer: Layer, t: dict[str, Tensor], weight: Tensor | None) -> Tensor:

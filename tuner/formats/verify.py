@@ -17,7 +17,7 @@ from . import dialects
 from . import file as opened
 from .fuse import Weight
 from .layers import Contents, Layer
-from .places import Places, published
+from .places import Place, Places, published
 from .write import DTYPES, Layout
 
 COMFYUI_KEYS = re.compile(
@@ -116,9 +116,16 @@ def accepted(format: str, places: Places) -> set[str]:
     prefixes = {part: pair[side] for part, pair in places.names.text.items() if pair[side]}
     names = [f"{prefixes[part]}{m}" for part, modules in text.items() if part in prefixes for m in modules]
     if format == "comfyui":
-        return {*names, *(f"{places.names.prefix}{name}" for name in places.comfyui())}
+        tabled = places.comfyui().items()
+        return {*names, *(f"{places.names.prefix}{name}" for name, place in tabled if _named(name, place, places))}
     flat = {f"lora_unet_{name.replace('.', '_')}" for name in places.kohya()}
     return flat | {_flat_text(n) for n in names}
+
+
+def _named(name: str, place: Place, places: Places) -> bool:
+    """Whether ComfyUI's name is known: a table that lists no norms says nothing of theirs (FLUX.1's q norm is
+    `double_blocks.0.img_attn.norm.query_norm` there, and its weight `scale`)."""
+    return len(place.shape) > 1 or name in places.native or not places.names.native
 
 
 def _flat_text(name: str) -> str:

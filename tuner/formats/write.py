@@ -16,7 +16,7 @@ from ..errors import UserError
 from .dialects import DORA_NORM, weight_shape
 from .file import METADATA
 from .fuse import Weight, together
-from .layers import Layer
+from .layers import Layer, unlimited
 from .places import Place, Places, published
 
 Format = Literal["diffusers", "comfyui", "kohya", "lycoris"]
@@ -162,9 +162,12 @@ def comfyui(layers: Sequence[Layer], places: Places, weight: Weight) -> Sheet:
 
 def _for_comfyui(layer: Layer, weight: Weight) -> Layer:
     """ComfyUI divides a row by its length in the base, everyone else by that of the changed weight: the scale makes up
-    for it. Kinds that it does not know become the difference that they make."""
-    if layer.kind not in COMFYUI_READS:
+    for it. Kinds that it does not know become the difference that they make. What the limit of a rotation is counted
+    in it and LyCORIS see differently (ComfyUI 0.29), so that it is put into the blocks."""
+    if layer.kind not in COMFYUI_READS or "rescale" in layer.tensors:  # it looks at the key and does not use it
         return as_difference(layer, weight)
+    if layer.kind in ("oft", "boft"):
+        return unlimited(layer)
     magnitude = layer.tensors.get("magnitude")
     if magnitude is None or (magnitude.ndim > 1 and magnitude.shape[0] == 1):
         return layer
