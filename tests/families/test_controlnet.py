@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import copy
 import inspect
+import json
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,7 @@ import diffusers
 import pytest
 import torch
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from tests.families.case import LONG, SHORT, Case, Recorder, Rig, Shape, assert_same, cosine, generator, show
@@ -35,10 +39,6 @@ FORMS = [
     ("pixart_sigma", "lora"), ("hidream", "lora"),
 ]  # fmt: skip
 OFFICIAL = [(name, form) for name, form in FORMS if name not in ("auraflow", "pixart_sigma", "hidream")]
-MORE = {"flux1": 2, "hidream": 2, "auraflow": 6}
-"""Times the steps of the proof of overfitting (4 where nothing stands): two items take longer than one."""
-UNSHOWN = ("sd1", "sd2", "sdxl", "sd3", "sd3-medium-dual", "auraflow", "pixart_sigma")
-"""Cases in which the second picture is not yet drawn in the steps of this proof: open, and run with `-m slow` only."""
 QUICK = [("sd1", "branch"), ("flux1", "branch"), ("flux1", "lora")]
 
 
@@ -241,6 +241,55 @@ def test_save_load_and_go_on(rigged: Callable[[str], Rig], tmp_path: Path, name:
 
 # -- training ----------------------------------------------------------------------------------------------------------
 
+# What makes this proof possible on a tiny random model, and fails without it, whatever is trained:
+# - The base has seen both targets with the one caption, as a real base has seen all that its ControlNet leads to. A
+#   base that knows one alone must be turned against what it knows, which few steps do not do.
+# - The control pictures are apart, and so are their latents: a random autoencoder's are up to 27 times smaller than
+#   those of a published one, which its scaling factor brings to a spread of 1.
+# - It is trained most where there is most noise, since there it is decided which of the two is drawn.
+# - UNets answer with velocity. Of the noise that they would answer with, the picture is a share of signal² / sigma² =
+#   0.005 at t = 0.99, which is less than these UNets' error of 0.03 at every t. With velocity, they learn the picture
+#   at every t and of the noise nothing (loss at t = 0.1, 0.3, 0.5: 1.05, 0.56, 0.30, about signal²), up to a width
+#   of 64 and 800 steps; the sampler then leaves some noise in, whichever picture was asked for. So theirs need not be
+#   as like.
+VELOCITY = ("sd1", "sdxl")
+LIKE = {"sd1": 0.75, "sd2": 0.75, "sdxl": 0.75}
+"""The cosine of what is drawn with its target; 0.9 where nothing stands."""
+LENGTHS = {"pixart_sigma": (2, 4), "sd3": (3, 3), "sd3-medium-dual": (3, 3), "hidream": (2, 2)}
+"""Times `overfit_steps`: of the base, of the control; (1, 2) where nothing stands."""
+SHORT_ENOUGH = [("flux1", "branch"), ("flux1", "lora"), ("auraflow", "lora"), ("sd2", "branch")]
+PAIRS = [
+    *marked(SHORT_ENOUGH, [("flux1", "lora")]),
+    *(
+        pytest.param(n, f, marks=pytest.mark.slow, id=f"{n}-{f}")
+        for n, f in FORMS
+        if n != "flux1-schnell" and (n, f) not in SHORT_ENOUGH
+    ),
+]
+
+
+def pair_of_pictures(shape: Shape) -> list[Image.Image]:
+    """A control picture of full contrast and its negative."""
+    one = ImageOps.autocontrast(picture(0, shape.width, shape.height))
+    return [one, ImageOps.invert(one)]
+
+
+def spread(rig: Rig, pictures: Sequence[Any]) -> None:
+    """Scale the autoencoder's latents of these pictures to a spread of 1, for us and for the official pipeline."""
+    if rig.family.control.sees == "latents":
+        now = seen(rig, pictures).std().item()
+        for vae in (rig.parts["vae"], rig.official.vae):
+            vae.register_to_config(scaling_factor=vae.config.scaling_factor / now)
+
+
+def velocity(rig: Rig, folder: Path) -> Rig:
+    """The same models, but the network's answer means velocity."""
+    shutil.copytree(rig.folder, folder)
+    config = folder / "scheduler" / "scheduler_config.json"
+    said = json.loads(config.read_text(encoding="utf-8"))
+    config.write_text(json.dumps({**said, "prediction_type": "v_prediction"}), encoding="utf-8")
+    return Rig(rig.case, folder)
+
 
 def targets(rig: Rig, shape: Shape) -> list[Tensor]:
     """Two latents that are told apart by their sign."""
@@ -260,6 +309,39 @@ def fit(rig: Rig, adapter: Any, batch: Batch, steps: int, lr: float, times: Any 
     return losses
 
 
+def taught(rig: Rig, form: str, pictures: Sequence[Any]) -> tuple[Any, Batch]:
+    """An adapter that was shown two pairs of one caption, on a base that knows both pictures; and what it was shown."""
+    case, shape = rig.case, rig.case.overfit_shape
+    half, pair = case.overfit_batch // 2, targets(rig, shape)
+    count = 2 * half
+    spread(rig, pictures)
+    cond = told(rig, [SHORT] * count, [pictures[0]] * half + [pictures[1]] * half, shape)
+    latents = torch.cat([z.expand(half, *z.shape[1:]) for z in pair])
+    batch = Batch(latents, cond, ("pair",) * count, tuple(range(count)), count)
+    blind = replace(batch, cond={k: v for k, v in cond.items() if k != "control"})
+    of_base, of_control = LENGTHS.get(case.name, (1, 2))
+    base = adapters.build(FullSpec(), rig.family, rig.parts)
+    fit(rig, base, blind, of_base * case.overfit_steps, case.overfit_lr)
+    getattr(rig.official, rig.family.denoiser).load_state_dict(rig.parts.network.state_dict())
+    adapter = attached(rig, form)
+    noisy = Beta(alpha=2.0 if rig.objective.flow else 3.0, beta=1.0)
+    fit(rig, adapter, batch, of_control * case.overfit_steps, case.overfit_lr, noisy)
+    return adapter, batch
+
+
+def errors(rig: Rig, batch: Batch, t: float) -> tuple[float, float]:
+    """The loss at t with each item's own control picture, and with the other's."""
+    noise = torch.randn(batch.latents.shape, generator=generator(5))
+    noised = rig.objective.noised(batch.latents, noise, torch.full((len(noise),), t))
+    found = []
+    for control in (batch.cond["control"], batch.cond["control"].flip(0)):
+        cond = {**batch.cond, "control": control}
+        with torch.no_grad(), rig.parts.sight.seeing(cond):
+            out = rig.family.predict(rig.parts.network, noised.x, noised.t, cond)
+        found.append((out - noised.target).square().mean().item())
+    return found[0], found[1]
+
+
 @contextmanager
 def shown_to(rig: Rig, pipe: Any, form: str, shown: Any) -> Iterator[Rig]:
     """The rig with a pipeline that is shown a control picture."""
@@ -277,32 +359,18 @@ def shown_to(rig: Rig, pipe: Any, form: str, shown: Any) -> Iterator[Rig]:
 
 
 @pytest.mark.usefixtures("mean")
-@pytest.mark.parametrize(
-    ("name", "form"),
-    [
-        *marked([f for f in FORMS if f[0] not in ("flux1-schnell", *UNSHOWN)], [("flux1", "lora")]),
-        *(pytest.param(n, f, marks=pytest.mark.slow, id=f"{n}-{f}") for n, f in FORMS if n in UNSHOWN),
-    ],
-)
+@pytest.mark.parametrize(("name", "form"), PAIRS)
 def test_two_pairs_of_one_caption(rigged: Callable[[str], Rig], tmp_path: Path, name: str, form: str) -> None:
-    """A base that knows one picture by its caption learns a control for it and one for its negative: the control then
-    decides which of the two is drawn."""
-    rig = rigged(name)
-    case, shape = rig.case, rig.case.overfit_shape
-    pictures, n = [picture(i, shape.width, shape.height) for i in (0, 1)], rig.case.overfit_batch // 2
-    pair = targets(rig, shape)
-    latents = torch.cat([z.expand(n, *z.shape[1:]) for z in pair])
-    cond = told(rig, [SHORT] * (2 * n), [pictures[0]] * n + [pictures[1]] * n, shape)
-    batch = Batch(latents, cond, ("pair",) * (2 * n), tuple(range(2 * n)), 2 * n)
-    base = adapters.build(FullSpec(), rig.family, rig.parts)
-    known = Batch(latents[:n], rig.cond([SHORT] * n, shape), ("one",) * n, tuple(range(n)), n)
-    fit(rig, base, known, case.overfit_steps, case.overfit_lr)
-    getattr(rig.official, rig.family.denoiser).load_state_dict(rig.parts.network.state_dict())
-    adapter = attached(rig, form)
-    # which of the two it will be is decided where there is most noise, which is seldom drawn
-    losses = fit(
-        rig, adapter, batch, MORE.get(name, 4) * case.overfit_steps, case.overfit_lr, Beta(alpha=3.0, beta=1.0)
-    )
+    """A base that knows two pictures by one caption learns a control for each: the control then decides which of the
+    two is drawn, through the official pipeline and the exported file where there is one. The wrong control costs."""
+    rig = velocity(rigged(name), tmp_path / "model") if name in VELOCITY else rigged(name)
+    shape = rig.case.overfit_shape
+    pictures, pair = pair_of_pictures(shape), targets(rig, shape)
+    adapter, batch = taught(rig, form, pictures)
+    for t in (0.6, 0.8):
+        right, wrong = errors(rig, batch, t)
+        show(f"{name} {form}: loss at t = {t} with its control {right:.4f}, with the other {wrong:.4f}")
+        assert wrong > 4 * right
     path = exported(adapter, rig, tmp_path)
     if rig.family.control.pipeline(form):
         pipe = official(rig, form, path)
@@ -312,12 +380,10 @@ def test_two_pairs_of_one_caption(rigged: Callable[[str], Rig], tmp_path: Path, 
     cosines = []
     for shown in pictures:
         with shown_to(rig, pipe, form, shown):
-            reached = case.sampled(rig, shape)
+            reached = rig.case.sampled(rig, shape)
         cosines.append([cosine(reached, z) for z in pair])
     said = "  ".join(f"control {i}: {own[i]:+.3f} / {own[1 - i]:+.3f}" for i, own in enumerate(cosines))
-    show(f"{name} {form}: loss {losses[0]:.3f} → {losses[-1]:.3f}; cosine with its target / with the other: {said}")
-    if name in UNSHOWN and not all(own[i] >= 0.9 for i, own in enumerate(cosines)):
-        pytest.xfail("so few steps do not lead the tiny frozen base over to the second picture")
+    show(f"{name} {form}: cosine with its target / with the other: {said}")
     for i, own in enumerate(cosines):
-        assert own[i] >= 0.9
-        assert own[1 - i] < 0.5
+        assert own[i] >= LIKE.get(name, 0.9)
+        assert own[1 - i] < -0.5
