@@ -144,9 +144,8 @@ def _guess(web: httpx.Client, port: int, password: str) -> None:
     for guess in guesses:
         guess.start()
     time.sleep(0.5)
-    before = time.monotonic()
     assert web.get("/").status_code == 200
-    assert time.monotonic() - before < 1.0, "guessing holds up the app"
+    assert any(guess.is_alive() for guess in guesses), "guessing holds up the app"
     for guess in guesses:
         guess.join()
     assert statuses == [400] * 4 and time.monotonic() - begun > 4.0, "four guesses at once are as slow as one by one"

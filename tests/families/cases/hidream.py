@@ -55,7 +55,6 @@ class HiDream(Solver):
     options = {"max_tokens": 96}
     settings = {"max_sequence_length": 96}
     overfit_steps, overfit_batch = 70, 8
-    quick = True
     # 17B by its model card; sizes of the published transformer/config.json
     millions = 17105.7
     layers = {"default": 16 * 8 + 32 * 4, "attention+feed-forward": 448, "all-linear": 448 + 48 * 12 + 49}

@@ -190,7 +190,6 @@ class ImageToVideo(TextToVideo):
     task = "image_to_video"
     pipeline = "HunyuanVideo15ImageToVideoPipeline"
     kind = "i2v"
-    quick = True
 
     def more(self, folder: Path) -> dict[str, str]:
         kinds = {"image_size": 32, "patch_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4}

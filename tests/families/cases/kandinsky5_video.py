@@ -36,7 +36,6 @@ class Kandinsky5Video(Case):
     shapes = (Shape(64, 64, 5), Shape(96, 64, 9))
     pads_are_read = True  # the network takes no mask; the pipeline gives it the padding of a batch too
     overfit_shape, overfit_steps, overfit_batch = Shape(32, 32, 5), 160, 4
-    quick = True
     # published as 2 B; configs/k5_lite_i2v_5s_sft_sd.yaml of github.com/kandinskylab/kandinsky-5 has the numbers of
     # `real`
     millions = 2007.7

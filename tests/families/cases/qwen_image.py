@@ -32,7 +32,6 @@ class QwenImage(Case):
     # the text's answer of the last block is thrown away
     without_gradient = r"transformer_blocks\.1\.(attn\.(add_q_proj|to_add_out)|txt_mlp)"
     overfit_steps = 120
-    quick = True
     millions = 20430.4  # the Hub counts 20 B in its safetensors files; class defaults are the published configuration
     layers = {"default": 60 * 8, "attention+feed-forward": 60 * 12, "all-linear": 60 * 14}
 

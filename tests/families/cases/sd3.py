@@ -98,7 +98,6 @@ class StableDiffusion35Medium(StableDiffusion3):
     """SD3.5 medium: queries and keys are normalised, a second attention in the first blocks."""
 
     name = "sd3-medium-dual"
-    quick = True
     # "2.5 billion" (Stability AI) counts the table of positions, 384 x 384 x 1536 = 226.5 M, which is no parameter here
     millions, tolerance = 2500.0 - 226.5, 50.0
     layers = {
