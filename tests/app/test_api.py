@@ -84,7 +84,7 @@ def test_the_whole_drive(client: Client, pictures: Path, tmp_path: Path) -> None
     assert 0 < at < 500 and "no adapter" in refusal(client, run, "diffusers", api_name="/adapter")
     client.predict(run, api_name="/resume")
     told = wait_for(client, run, ("finished",))
-    assert told["step"] == told["steps"] == 500 and told["layouts"] == ["diffusers"] and told["error"] == ""
+    assert told["step"] == told["steps"] == 500 and told["layouts"] == ["diffusers", "comfyui"] and told["error"] == ""
     got = Path(client.predict(run, api_name="/adapter"))
     assert got.name == "pytorch_lora_weights.safetensors" and got.read_bytes() == b"not really"
     assert client.predict(api_name="/list_runs")[0]["run"] == run
