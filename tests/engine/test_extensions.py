@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from diffusers import FluxTransformer2DModel, UNet2DConditionModel
 from torch import Tensor, nn
 
@@ -130,6 +131,7 @@ def trainer(family, *techniques, checkpointing: bool = False, lr: float = 1e-2) 
     stack = Stack(techniques)
     stack.attach(Context(family, network, adapter, spec.steps))
     rule = optimizers.build(spec, adapter.parameters() + stack.parameters())
+    AcceleratorState._reset_state()  # a test before may have trained in bf16
     accelerator = Accelerator(cpu=True, mixed_precision="no")
     return Trainer(
         family, parts, adapter, family.objective, Uniform(), lambda _, __: 1.0, stack, *rule, accelerator, spec

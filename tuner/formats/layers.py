@@ -163,10 +163,10 @@ def _rotations(layer: Layer, blocks: Tensor) -> Tensor:
     return (one + skew) @ torch.linalg.inv(one - skew)
 
 
-def _within(alpha: float | None, blocks: Tensor) -> float:
+def _within(alpha: float | None, blocks: Tensor) -> Tensor | float:
     """What the blocks are multiplied by to stay within the limit `alpha` per output channel; 1 without one."""
     norm, most = (blocks - blocks.transpose(-1, -2)).norm(), (alpha or 0.0) * blocks.shape[-3] * blocks.shape[-1]
-    return float(most / norm) if alpha and norm > most else 1.0
+    return most / norm if alpha and norm > most else 1.0
 
 
 def unlimited(layer: Layer) -> Layer:
