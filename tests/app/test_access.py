@@ -16,6 +16,9 @@ pytestmark = pytest.mark.browser
 SHOTS = Path(os.environ.get("TUNER_SHOTS") or ROOT / "tests" / "app" / "shots")
 RULES = {"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"]}
 SIDES = "place => { const box = document.querySelector(place).getBoundingClientRect(); return [box.left, box.right]; }"
+BEYOND = """() => [...document.querySelectorAll("body *")].map((n) => [n, n.getBoundingClientRect().right])
+  .filter(([, right]) => right > innerWidth).slice(0, 12)
+  .map(([n, right]) => `${n.tagName} ${n.id} ${n.className.baseVal ?? n.className} ${right}`)"""
 WIDER = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
 
 
@@ -93,7 +96,7 @@ def test_a_phone_can_watch_a_run(address: str, mode: str) -> None:
         page.wait_for_timeout(500)
         SHOTS.mkdir(parents=True, exist_ok=True)
         page.screenshot(path=str(SHOTS / f"phone-{mode}.png"), full_page=True)
-        assert page.evaluate(WIDER) <= 0
+        assert page.evaluate(WIDER) <= 0, page.evaluate(BEYOND)
         for place in (".t-band", ".t-plot"):
             left, right = page.evaluate(SIDES, place)  # in one go: the page draws itself anew each second
             assert left >= 0 and right <= 390, place

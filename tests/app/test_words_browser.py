@@ -18,8 +18,8 @@ SCREENS = ("dataset", "recipe", "compare", "library", "system", "help", "train")
 # An English phrase or word, on a page that is Chinese; and the names that stay as they are.
 ENGLISH = re.compile(r"[A-Za-z]{2,} [a-z]{2,}|\b[A-Z][a-z]{3,}")
 NAMES = re.compile(
-    r"Tuner|Apache-2\.0|Python|English|Português|Linux \w+|Huber c|SNR gamma|\d+ bytes|\S*/\S*|\S+\.png"
-    r"|.* \d{4}, \d\d:\d\d"
+    r"Tuner|Alpha|ControlNet|Apache-2\.0|Python|English|Português|Linux \w+|Huber c|SNR gamma|\d+ bytes|\S*/\S*"
+    r"|\S+\.png|.* \d{4}, \d\d:\d\d"
 )
 # Everything on the screen that is not the user's own, and what is known of it but was not translated.
 VISIBLE = """() => {
