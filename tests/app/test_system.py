@@ -60,6 +60,7 @@ def test_a_run_keeps_the_cache(studio: Studio) -> None:
     assert "uses the cache" in system.prune(studio) and system.view(studio)["clear"]
 
 
+@pytest.mark.long
 @pytest.mark.browser
 def test_it_asks_first(tmp_path: Path) -> None:
     browser = pytest.importorskip("tests.app.browser", reason="playwright or a browser is missing")

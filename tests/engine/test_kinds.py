@@ -195,6 +195,7 @@ def test_a_kind_keeps_its_promises(kind: str, family: str, folders: dict[str, Pa
     close(again.answer(), base, changed)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("kind", "family"),
     [

@@ -125,7 +125,7 @@ def predicted(method: str) -> tuple[int, int]:
     return ready.weights[0]["before"], ready.weights[0]["bytes"]
 
 
-@pytest.mark.parametrize("method", also_slow(*BOUNDS, slow=("int4", "fp8_quanto", "int8_bnb")))
+@pytest.mark.parametrize("method", also_slow(*BOUNDS, slow=("int4", "fp8_quanto", "int8_bnb", "fp8")))
 def test_it_resumes_bit_by_bit(
     method: str, run: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

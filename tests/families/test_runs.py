@@ -79,7 +79,9 @@ def recipes_modality(case: Case) -> str:
     return families.get(case.family).modality
 
 
-@pytest.mark.parametrize("name", list(all_cases()))
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=() if c.quick else pytest.mark.families) for n, c in all_cases().items()]
+)
 def test_run(
     name: str,
     checkpoint: Callable[[Case], Path],

@@ -53,6 +53,7 @@ def test_lyrics_seconds_and_dropped_captions(checkpoint: Checkpoint) -> None:
         told(Prompt(LONG, lyrics="la " * 800, seconds=2.0))
 
 
+@pytest.mark.long
 def test_long_sound_is_encoded_in_parts_to_the_same_latents(checkpoint: Checkpoint) -> None:
     rig = rig_of("ace_step", checkpoint)
     sound = torch.randn(2, 2, 33 * 48000, generator=generator(1)) * 0.2
