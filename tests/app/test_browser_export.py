@@ -9,7 +9,7 @@ import pytest
 from gradio_app.workspace import Workspace
 from tests.app.helpers import served
 from tests.app.test_compare_tab import foreign_file
-from tests.app.test_exports import RUN, run_with_checkpoint
+from tests.app.test_export_page import RUN, run_with_checkpoint
 
 pytestmark = pytest.mark.browser
 browser = pytest.importorskip("tests.app.browser", reason="playwright or a browser is missing")
