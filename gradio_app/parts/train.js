@@ -225,7 +225,7 @@ Tuner.train = (element, trigger, props, watch) =>
         "li",
         {},
         e.file ? h("a", { class: "t-link", href: file(e.file), download: e.name }, e.format) : h("span", {}, e.format),
-        e.loads_in.length > 0 && h("span", { class: "t-badge" }, icon("check", 12), `loads in ${e.loads_in.join(", ")}`),
+        e.loads_in.length > 0 && h("span", { class: "t-proof" }, icon("check", 12), `loads in ${e.loads_in.join(", ")}`),
         e.problems.length > 0 && h("p", { class: "t-wrong" }, `Does not load as it was trained: ${e.problems.join("; ")}`),
       );
     const queue = (list) => {
