@@ -323,7 +323,7 @@ Tuner.holdings = (element, trigger, props, watch, upload) =>
       list.hidden = Boolean(now.page);
       page.hidden = !now.page;
       part.draw("said", now.said, (text) => text && h("p", { class: "t-said" }, text));
-      part.draw("total", now.total, (text) => `${text} in all`);
+      part.draw("total", now.total, (text) => text && `${text} in all`);
       part.draw("bin", now.bin, bin);
       redraw();
       if (part.draw("page", now.page, over) && now.page) root.scrollIntoView({ block: "nearest" });
