@@ -255,7 +255,7 @@ def test_save_load_and_go_on(rigged: Callable[[str], Rig], tmp_path: Path, name:
 VELOCITY = ("sd1", "sdxl")
 LIKE = {"sd1": 0.75, "sd2": 0.75, "sdxl": 0.75}
 """The cosine of what is drawn with its target; 0.9 where nothing stands."""
-LENGTHS = {"pixart_sigma": (2, 4), "sd3": (3, 3), "sd3-medium-dual": (3, 3), "hidream": (2, 2)}
+LENGTHS = {"sd1": (1, 4), "pixart_sigma": (2, 4), "sd3": (3, 3), "sd3-medium-dual": (3, 3), "hidream": (2, 2)}
 """Times `overfit_steps`: of the base, of the control; (1, 2) where nothing stands."""
 SHORT_ENOUGH = [("flux1", "branch"), ("flux1", "lora"), ("auraflow", "lora"), ("sd2", "branch")]
 PAIRS = [
