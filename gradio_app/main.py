@@ -64,7 +64,8 @@ class Page:
     recipe: tuple[gr.HTML, gr.HTML, gr.Button]
     train: tuple[gr.HTML, gr.HTML, gr.Button]
     compare: tuple[gr.HTML, gr.HTML, gr.Button, gr.Button]
-    library: library.Screen
+    held: library.Screen
+    """The Library screen with its open page."""
 
     @property
     def begins(self) -> list[Any]:
@@ -186,7 +187,7 @@ def _buttons(studio: Studio, page: Page) -> None:
         on_start, [page.session], page.begins, **spoken
     )
     onward.click(on_next, [page.session], page.begins, **spoken)
-    page.compare[3].click(on_export, None, [page.tabs, *page.library.parts], **spoken)
+    page.compare[3].click(on_export, None, [page.tabs, *page.held.parts], **spoken)
     page.frame.openjob(on_job, [page.session], [page.session, page.train[0]], **quiet())
 
 
