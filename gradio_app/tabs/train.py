@@ -447,8 +447,6 @@ def _facts(seen: Reader) -> list[list[str]]:
     if seen.planned:
         out = int(seen.planned.get("left_out") or 0)
         facts.append(["Pictures", f"{int(seen.planned.get('items') or 0):,}" + (f", {out:,} left out" if out else "")])
-    if seen.steps:
-        facts.append(["Steps skipped", "none"])  # a step whose loss is no number ends the run
     if seen.warnings:
         facts.append(["Warnings", f"{len(seen.warnings)}"])
     facts += [
