@@ -111,12 +111,31 @@ def add(sets: DataSets, name: str, what: str, files: Iterable[tuple[Path, str]])
 
 
 def drop(sets: DataSets, name: str, what: str, stems: Iterable[str] | None = None) -> int:
-    """Delete companions, of all pictures or of these; how many there were."""
-    known = there(sets, name, what)
+    """Put companions aside, of all pictures or of these; how many there were. `back` brings them back."""
+    known, place = there(sets, name, what), _aside(sets, name, what)
     gone = [path for stem, path in known.items() if stems is None or stem in set(stems)]
+    place.mkdir(parents=True, exist_ok=True)
     for path in gone:
-        path.unlink(missing_ok=True)
+        path.replace(place / path.name)
     return len(gone)
+
+
+def dropped(sets: DataSets, name: str, what: str) -> list[Path]:
+    """What lies aside, but for pictures that have a new companion since."""
+    known, place = there(sets, name, what), _aside(sets, name, what)
+    return [path for path in sorted(place.glob("*")) if path.stem not in known] if place.is_dir() else []
+
+
+def back(sets: DataSets, name: str, what: str) -> int:
+    """Bring back what was put aside; how many came."""
+    found = dropped(sets, name, what)
+    for path in found:
+        path.replace(folder(sets, name, what) / path.name)
+    return len(found)
+
+
+def _aside(sets: DataSets, name: str, what: str) -> Path:
+    return sets.root / ".removed" / ".companions" / sets.folder(name).name / what
 
 
 def maker(mask: Path) -> str:

@@ -74,13 +74,15 @@ def _journalled(asked: Export, job: Path) -> int:
     except OSError as error:
         raise UserError(f"The folder {job} cannot be made ({error.strerror}); choose another with --job.") from None
 
+    verified: list[bool] = []
+
     def work(say: Say, controls: Controls) -> str:
         say("started", pid=os.getpid(), born=birth(os.getpid()), from_step=0, steps=0, name="export")
         say("phase", name="export", done=0, of=0)
-        _written(asked, say)
+        verified.append(_written(asked, say))
         return "finished"
 
-    return watched(job, work)
+    return watched(job, work) or int(not all(verified))
 
 
 def _written(asked: Export, say: Say) -> bool:

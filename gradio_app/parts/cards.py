@@ -43,7 +43,11 @@ def view(studio: Studio, news: Said = SILENT, **shown: Any) -> dict[str, Any]:
         "aside": [] if name == DEMO else sets.left_out(name),
         "job": captioning.state(studio, name),
         "maskjob": masking.state(studio, name),
-        "masks": {"count": sum(bool(i["mask"]) for i in items), "used": bool(sets.meta(name).get("masks", True))},
+        "masks": {
+            "count": sum(bool(i["mask"]) for i in items),
+            "used": bool(sets.meta(name).get("masks", True)),
+            "deleted": len(companions.dropped(sets, name, "mask")),
+        },
         "reads": reads,
         "models": captioning.MODELS,
         "purposes": captioning.PURPOSES,

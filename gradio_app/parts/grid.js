@@ -610,7 +610,7 @@ Tuner.grid = (element, trigger, props, watch, upload) =>
     ];
     let closeSheet = () => {};
     const masks = () => {
-      const { count, used } = value.masks;
+      const { count, used, deleted } = value.masks;
       const items = (value.items || []).filter((i) => i.kind !== "audio");
       const again = h("input", { type: "checkbox" });
       const heed = h("input", { type: "checkbox", checked: used });
@@ -632,6 +632,7 @@ Tuner.grid = (element, trigger, props, watch, upload) =>
           h("div", { class: "t-row" }, count < items.length && small(`Let the other ${items.length - count} count whole`, press("maskrest")), small(`Delete all ${count}`, press("maskdrop"))),
           tick("Training heeds the masks", heed),
         ],
+        deleted > 0 && h("div", { class: "t-row" }, small(`Bring back ${deleted} deleted`, press("maskback"))),
       );
       closeSheet = Tuner.modal("Masks", body);
     };

@@ -219,10 +219,17 @@ def _maskrest(studio: Studio, sent: Said) -> Said:
 
 
 def _maskdrop(studio: Studio, sent: Said) -> Said:
-    """Delete masks: of these items, or all."""
+    """Delete masks: of these items, or all. They are put aside, and `maskback` brings them back."""
     name, _ = _writable(studio)
     stems = [Path(str(one)).stem for one in sent["ids"]] if sent.get("ids") else None
-    return {"note": f"{count(companions.drop(studio.workspace.datasets, name, 'mask', stems), 'mask')} deleted."}
+    gone = companions.drop(studio.workspace.datasets, name, "mask", stems)
+    return {"note": f"{count(gone, 'mask')} deleted. The dialogue Masks can bring back what was deleted."}
+
+
+def _maskback(studio: Studio, sent: Said) -> Said:
+    name, _ = _writable(studio)
+    came = companions.back(studio.workspace.datasets, name, "mask")
+    return {"note": f"{count(came, 'mask is', 'masks are')} back."}
 
 
 def _maskuse(studio: Studio, sent: Said) -> Said:
@@ -252,6 +259,7 @@ HANDLERS: dict[str, Callable[[Studio, Said], Said]] = {
     "maskstop": _maskstop,
     "maskrest": _maskrest,
     "maskdrop": _maskdrop,
+    "maskback": _maskback,
     "maskuse": _maskuse,
 }
 

@@ -52,6 +52,11 @@ def test_a_painted_mask_has_the_size_of_its_picture_and_trains(studio: Studio, t
     dataset._maskuse(studio, {"use": True})
     dataset._maskdrop(studio, {})
     assert not final(studio)["data"][0].get("mask") and not list(place.iterdir())
+    dataset._maskpaint(studio, {"id": "b.png", "path": drawn(studio)})
+    newer = (place / "b.png").read_bytes()
+    assert dataset.view(studio)["masks"]["deleted"] == 1, "b.png has another since"
+    assert dataset._maskback(studio, {}) == {"note": "1 mask is back."}
+    assert items(studio)["a.png"]["mask"]["by"] == "you" and (place / "b.png").read_bytes() == newer
 
 
 def test_what_is_no_mask_is_refused(studio: Studio, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from tests.engine.test_runs import pictures
 from tests.tiny import build
-from tuner import families, prepare, recipe
+from tuner import families, jobs, prepare, recipe
 from tuner.__main__ import main
 from tuner.events import follow
 
@@ -147,3 +147,13 @@ def test_formats_that_a_kind_does_not_write_are_refused(adapter: dict, own: str)
         found = [p.text for p in prepare.formats(ready)]
         assert len(found) == len(said)
         assert all(o in t for o, t in zip(said, found, strict=True))
+
+
+def test_an_export_that_does_not_load_is_told_by_the_exit_code(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a journal and without one."""
+    monkeypatch.setattr(jobs, "_written", lambda asked, say: False)
+    assert main(["export", str(run)]) == 1
+    assert main(["export", str(run), "--job", str(tmp_path / "job")]) == 1
+    assert follow(tmp_path / "job" / "events.jsonl")[0][-1]["kind"] == "finished"

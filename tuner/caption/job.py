@@ -160,7 +160,9 @@ def _chosen(places: list[Place], request: Request) -> list[Place]:
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"--only {request.only} cannot be read ({error}); give a text file of item names.") from None
     if unknown := sorted(names - {p.name for p in places}):
-        raise UserError(f"{request.only} names {unknown[0]}, but {request.path} has no such item.")
+        raise UserError(
+            f"{request.only} names {unknown[0]}, but {request.path} has no such item; take it out of the list."
+        )
     return [p for p in places if p.name in names]
 
 

@@ -113,7 +113,7 @@ def _items(request: Request) -> Iterator[Path]:
         return
     for name in request.only.read_text(encoding="utf-8").splitlines():
         if name not in there:
-            raise UserError(f"{request.only} names {name}, but {request.path} has no such picture.")
+            raise UserError(f"{request.only} names {name}, but {request.path} has no such picture; take it out.")
         yield there[name]
 
 
