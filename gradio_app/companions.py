@@ -64,10 +64,10 @@ def paint(sets: DataSets, name: str, item: str, drawn: Path) -> str:
     try:
         with Image.open(drawn) as image:
             if image.width * image.height > 50_000_000:
-                return "This mask is far too large."
+                return f"The mask of {item} is too large ({image.width} × {image.height} pixels); make it smaller."
             painted = _flat(image)
     except BROKEN:
-        return "This mask could not be read."
+        return f"The mask of {item} could not be read; paint it again."
     if painted.getextrema()[1] == 0:
         return "Nothing of the picture would count; paint white what is to be learned."
     _write(painted.resize(size(picture), Image.Resampling.BILINEAR), folder(sets, name, "mask"), picture.stem)

@@ -13,6 +13,7 @@ from torch import nn
 from ..errors import UserError
 from ..family import Family
 from ..formats import file as opened
+from ..formats import write
 from ..formats.layers import Layer
 from ..recipe import LycorisKnobs, LycorisSpec
 from ..source import Source
@@ -121,17 +122,8 @@ def _splits(layer: Layer, shape: tuple[int, ...]) -> set[tuple[int, bool]]:
     return found
 
 
-NAMES: dict[str, dict[str, str]] = {
-    "lora": {"down": "lora_down.weight", "up": "lora_up.weight", "mid": "lora_mid.weight"},
-    "loha": {name: f"hada_{name}" for name in ("w1_a", "w1_b", "w2_a", "w2_b", "t1", "t2")},
-    "lokr": {name: f"lokr_{name}" for name in ("w1", "w1_a", "w1_b", "w2", "w2_a", "w2_b", "t2")},
-    "oft": {"blocks": "oft_blocks", "rescale": "rescale"},
-    "boft": {"blocks": "oft_blocks", "rescale": "rescale"},
-    "glora": {name: f"{name}.weight" for name in ("a1", "a2", "b1", "b2")},
-    "ia3": {"weight": "weight"},
-    "diff": {"weight": "weight", "bias": "bias"},
-}
-"""Kind → tensor of a layer → parameter of lycoris-lora's module."""
+NAMES = {**write.KEYS, "ia3": {"weight": "weight"}, "diff": {"weight": "weight", "bias": "bias"}}
+"""Kind → tensor of a layer → parameter of lycoris-lora's module: mostly what files call it."""
 
 
 def values(layer: Layer) -> dict[str, Any]:
