@@ -196,7 +196,7 @@ def _maskpaint(studio: Studio, sent: Said) -> Said:
     """Keep what was painted."""
     drawn = Path(str(sent.get("path", ""))).resolve()
     if not drawn.is_relative_to(studio.workspace.uploads.resolve()):
-        return {"note": "This mask could not be read."}
+        return {"note": f"The mask of {sent.get('id', '')} could not be read; paint it again."}
     name, copied = _writable(studio)
     trouble = companions.paint(studio.workspace.datasets, name, str(sent.get("id", "")), drawn)
     drawn.unlink(missing_ok=True)
