@@ -37,36 +37,35 @@ def build(studio: Studio) -> tuple[gr.HTML, gr.HTML, gr.Button]:
     with gr.Row(elem_classes="actions"):
         line = gr.HTML(plan_line(studio), html_template=PLAN, js_on_load=None, elem_classes="plan-line", padding=False)
         onward = gr.Button("Choose a recipe", variant="primary", elem_id="to-recipe")
-    outputs = [grid, line, seen, told]
+    outputs = [grid, line, seen]
 
-    def sent(known: Marks, news: Said, **shown: Any) -> tuple[Any, str, Marks, Said]:
+    def sent(known: Marks, news: Said, **shown: Any) -> tuple[Any, str, Marks]:
         mark = stamp(studio, news)  # first: what changes meanwhile is seen by the next tick
         patch, marks = since(known, view(studio, news, **shown))
-        return patch, plan_line(studio), {**marks, "stamp": mark}, news
+        return patch, plan_line(studio), {**marks, "stamp": mark}
 
-    def answer(known: Marks, said: Said) -> tuple[Any, str, Marks, Said]:
-        shown = {key: said[key] for key in ("preview", "look") if key in said}
-        return sent(known, notice(**{key: said[key] for key in ("note", "undo") if key in said}), **shown)
+    def answer(known: Marks, before: Said, said: Said) -> tuple[Any, str, Marks, Said]:
+        # a look at an item follows each save by itself, and leaves what was said of that
+        news = before if said.keys() == {"look"} else notice(**{k: said[k] for k in ("note", "undo") if k in said})
+        return *sent(known, news, **{k: said[k] for k in ("preview", "look") if k in said}), news
 
-    def bound(handler: Callable[[Studio, Said], Said]) -> Callable[[Marks, gr.EventData], tuple[Any, str, Marks, Said]]:
-        def on_event(known: Marks, event: gr.EventData) -> tuple[Any, str, Marks, Said]:
-            return answer(known, handler(studio, as_dict(event._data)))
+    def bound(handler: Callable[[Studio, Said], Said]) -> Callable[[Marks, Said, gr.EventData], tuple[Any, ...]]:
+        def on_event(known: Marks, before: Said, event: gr.EventData) -> tuple[Any, ...]:
+            return answer(known, before, handler(studio, as_dict(event._data)))
 
         return on_event
 
-    def on_folder(known: Marks, event: gr.EventData, request: gr.Request) -> tuple[Any, str, Marks, Said]:
+    def on_folder(known: Marks, before: Said, event: gr.EventData, request: gr.Request) -> tuple[Any, ...]:
         wanted = as_dict(event._data)
         path, what = str(wanted.get("path", "")), str(wanted.get("what", ""))
-        return answer(known, {"note": take_folder(studio, path, what) if local(request) else AWAY})
+        return answer(known, before, {"note": take_folder(studio, path, what) if local(request) else AWAY})
 
-    def on_tick(known: Marks, news: Said) -> tuple[Any, Any, Any, Any]:
-        if stamp(studio, news) == known.get("stamp"):
-            return gr.skip(), gr.skip(), gr.skip(), gr.skip()
-        return sent(known, news)
+    def on_tick(known: Marks, news: Said) -> tuple[Any, Any, Any]:
+        return sent(known, news) if stamp(studio, news) != known.get("stamp") else (gr.skip(), gr.skip(), gr.skip())
 
     for name, handler in HANDLERS.items():
-        getattr(grid, name)(bound(handler), [seen], outputs, **quiet())
-    grid.folder(on_folder, [seen], outputs, **quiet())
+        getattr(grid, name)(bound(handler), [seen, told], [*outputs, told], **quiet())
+    grid.folder(on_folder, [seen, told], [*outputs, told], **quiet())
     grid.whole(lambda news: sent({}, news), [told], outputs, **quiet())
     gr.Timer(1.0).tick(on_tick, [seen, told], outputs, concurrency_limit=None, **quiet(trigger_mode="once"))
     return grid, line, onward

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import av
+import gradio as gr
 import numpy as np
 import pytest
 from PIL import Image
@@ -210,3 +211,15 @@ def test_what_is_done_to_a_selection_touches_nothing_else(studio: Studio, tmp_pa
     until(lambda: captioning.state(studio, name).get("state") == "finished")
     assert texts(studio, name) == {"a": "one", "b": "two", "c": "", "d": "thing 1"}
     assert "any more" in dataset._autocaption(studio, {"model": "basic", "purpose": "style", "ids": ["x"]})["note"]
+
+
+def test_a_look_at_an_item_leaves_what_was_said(studio: Studio) -> None:
+    """The details ask for more after every save; that answer must not wipe away "Saved."."""
+    with gr.Blocks() as page:
+        dataset.build(studio)
+    handlers = {event: f.fn for f in page.fns.values() for _, event in f.targets}
+    said = {"at": 7.0, "note": "Mask of airplane.png saved."}
+    shown, _, _, kept = handlers["look"]({}, said, SimpleNamespace(_data={"id": "airplane.png"}))
+    assert kept == shown["told"] == said and shown["look"]["id"] == "airplane.png"
+    shown, _, _, kept = handlers["pick"]({}, said, SimpleNamespace(_data={"name": "demo"}))
+    assert kept == shown["told"] and "note" not in kept, "another action does"
