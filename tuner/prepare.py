@@ -13,7 +13,7 @@ import torch
 
 from . import adapters, assistants, device, export, extensions, families, optimizers, quantise
 from .adapters import _lycoris_start, start
-from .data import index, plan, sampler
+from .data import index, plan, repeats, sampler
 from .data.item import Kind
 from .device import Device
 from .errors import Problem, UserError
@@ -83,8 +83,9 @@ class Prepared:
     def sampler(self) -> sampler.Sampler:
         """The order of the training items."""
         train, chosen = self.recipe.train, self.trained
-        times = [spec.repeats * spec.weight for spec in self.recipe.data]
-        uses = sampler.uses(chosen, self.plan.bucket[chosen], [b.dataset for b in self.plan.buckets], times)
+        each = repeats.of(self.index, self.recipe.data)[self.plan.rows[chosen]]
+        sets, times = [b.dataset for b in self.plan.buckets], [spec.weight for spec in self.recipe.data]
+        uses = sampler.uses(chosen, self.plan.bucket[chosen], sets, times, each)
         return sampler.Sampler(uses, sampler.Rules(train.batch, train.accumulate, train.seed, train.last_batch))
 
 
@@ -537,6 +538,7 @@ def _fullest(ready: Prepared, captions: Sequence[str]) -> list[int]:
 
 
 def _uses(ready: Prepared) -> Iterator[dict[str, Any]]:
+    each = repeats.of(ready.index, ready.recipe.data)[ready.plan.rows]
     for i in range(len(ready.plan)):
         p = ready.plan[i]
         scale = p.framing.scaled[0] / p.item.width if p.item.width else 1.0
@@ -548,6 +550,7 @@ def _uses(ready: Prepared) -> Iterator[dict[str, Any]]:
             "crop": [left, top, left + p.bucket.width, top + p.bucket.height], "scaled": list(p.framing.scaled),
             "captions": list(p.item.captions), "tokens": _fullest(ready, p.item.captions),
         }  # fmt: skip
+        row |= {"repeats": int(each[i])} if each[i] > 1 else {}
         if p.item.kind != "image":
             row |= {"start": round(p.start, 3)}
         yield row | ({"frames": p.bucket.frames} if p.item.kind == "video" else {})

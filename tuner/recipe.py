@@ -323,6 +323,9 @@ class DataSet(Model):
     suffix: str = setting("", "Text put behind every caption")
     tags: TagsSpec | None = setting(None, "Treat captions as lists of tags")
     repeats: int = setting(1, "How often each item is seen in one epoch", ge=1)
+    repeats_of: dict[str, Annotated[int, Field(ge=1)]] = setting(
+        {}, "Other repeats for some items: their names, with * for any text; the first that fits counts"
+    )
     weight: float = setting(
         1.0, "Multiplies the repeats, also by fractions: 0.5 shows every item in every second epoch", gt=0, le=1000
     )

@@ -49,9 +49,9 @@ def _use(use: dict[str, Any]) -> str:
         return f"{use['name']}: unused at {use['resolution']}, {use['unused']}"
     cut = use["crop"]
     where = f"from {use['start']:g} s, " if "start" in use else ""
+    again = f", {use['repeats']} times an epoch" if "repeats" in use else ""
     if not use["bucket"][0]:
-        return f"{use['name']}: {where.rstrip(', ')}"
+        return f"{use['name']}: {where.rstrip(', ')}{again}"
     size, scaled = "x".join(map(str, use["bucket"])), "x".join(map(str, use["scaled"]))
-    return (
-        f"{use['name']}: {size}, {where}scaled x{use['scale']:g} to {scaled}, crop {cut[0]},{cut[1]}-{cut[2]},{cut[3]}"
-    )
+    crop = f"crop {cut[0]},{cut[1]}-{cut[2]},{cut[3]}"
+    return f"{use['name']}: {size}, {where}scaled x{use['scale']:g} to {scaled}, {crop}{again}"

@@ -199,6 +199,9 @@ def test_shares_views_and_remedies(tmp_path):
     assert [(f["kind"], f["remedy"]) for f in found["findings"]] == [("small_share", {"data.0.repeats": 10})]
     even = wanted(data=[{"path": "/a", "repeats": 10}, sets[1]], train={"steps": 44, "batch": 2})
     assert doctor.report(items, [], even)["findings"] == []
+    single = {path.name: 10 for path in paths[:2]}
+    some = wanted(data=[{"path": "/a", "repeats_of": single}, sets[1]], train={"steps": 31, "batch": 2})
+    assert [v["share"] for v in doctor.report(items, [], some)["views"]] == [22 / 62, 40 / 62], "2 of 4 count tenfold"
     few = doctor.report(items[4:], [], wanted(data=sets, train={"steps": 7}))
     assert [(f["kind"], f["remedy"]) for f in few["findings"]] == [("few_views", {"train.steps": 20})]
     many = doctor.report(items[:4], [], wanted(data=sets, train={"steps": 4000}))

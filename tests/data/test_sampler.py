@@ -142,6 +142,32 @@ def test_resume_anywhere(spec, batch, seed, places, last):
         assert Sampler(given, Rules(batch, 1, seed, last)).step(k) == steps[k]
 
 
+@settings(max_examples=60, deadline=None)
+@given(specs, small, st.integers(0, 99), st.lists(st.integers(1, 5), min_size=72, max_size=72))
+def test_single_items_have_repeats_of_their_own(spec, batch, seed, repeats):
+    """Each is drawn as often as its own repeats say, over the epochs also at fractions; any step is found at once."""
+    given = listed(spec)
+    each = np.array(repeats[: len(given.index)])
+    mixed = Uses(given.index, given.bucket, given.times, each)
+    through, seen, k = Sampler(mixed, Rules(batch, 1, seed)), np.zeros(len(each)), 0
+    while through._place(k)[0] < 3:
+        step = through.step(k)
+        assert Sampler(mixed, Rules(batch, 1, seed)).step(k) == step
+        seen += np.bincount([d.index for d in flat(step)], minlength=len(seen))
+        k += 1
+    assert (np.abs(seen - 3 * given.times * each) <= np.where(given.times % 1, each, 0) + 1e-9).all()
+
+
+@settings(max_examples=40, deadline=None)
+@given(specs, small, st.integers(1, 4))
+def test_the_same_repeats_for_all_are_those_of_the_data_set(spec, batch, times):
+    """A recipe without repeats of single items keeps its order, and so does one that names all."""
+    given = listed(spec)
+    one = Sampler(Uses(given.index, given.bucket, given.times * times), Rules(batch, 1, 5))
+    other = Sampler(Uses(given.index, given.bucket, given.times, np.full(len(given.index), times)), Rules(batch, 1, 5))
+    assert [one.step(k) for k in range(40)] == [other.step(k) for k in range(40)]
+
+
 def test_a_far_step_is_found_where_epochs_differ():
     """Half a time of three items: no walk from the start is needed that a resume would feel."""
     given = Uses(np.arange(3), np.zeros(3, np.int64), np.full(3, 0.5))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -97,6 +98,41 @@ def test_mixed_recipe(tiny, home: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert main(["run", str(recipe), "train.workers=0", "--out", str(again)]) == 0
     assert [s["loss"] for s in events(again, "step")] == [s["loss"] for s in steps], "workers changed the run"
     assert not [e for e in events(again, "phase") if e["name"].startswith("cache")], "nothing had to be encoded again"
+
+
+def test_repeats_of_single_items(tiny, home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Counted by the check, drawn by the run, exact after a stop, and no reason to encode anything again."""
+    own = pictures(home / "own", [(64, 64)] * 4)
+    recipe = write(
+        home / "r.yaml",
+        family="sd1",
+        source=str(tiny("sd1")),
+        adapter={"rank": 2},
+        data=[{"path": str(own), "repeats_of": {"0.png": 3, "[3]*": 9, "3.*": 2}}],
+        media={"resolutions": [64]},
+        train={"steps": 7, "precision": "fp32"},
+        save={"every": 3},
+    )
+    assert main(["check", str(recipe)]) == 1
+    [problem] = [p for p in json.loads(capsys.readouterr().out)["problems"] if p["level"] == "error"]
+    assert problem["text"].startswith("data.0.repeats_of names [3]*, but ")
+    better = "data.0.repeats_of=" + json.dumps(problem["remedy"]["data.0.repeats_of"])
+    assert main(["check", str(recipe), better]) == 0
+    plan = json.loads(capsys.readouterr().out)["plan"]
+    assert (plan["steps_per_epoch"], plan["datasets"][0]["drawn"]) == (7, 7)
+    assert {u["name"]: u.get("repeats", 1) for u in plan["uses"]} == {"0.png": 3, "1.png": 1, "2.png": 1, "3.png": 2}
+    assert main(["run", str(recipe), better, "--out", str(home / "whole")]) == 0
+    steps = events(home / "whole", "step")
+    assert main(["run", str(recipe), better, "--out", str(home / "cut")]) == 0
+    assert not [e for e in events(home / "cut", "phase") if e["name"].startswith("cache")], "the cache stays valid"
+    journal = home / "cut" / "events.jsonl"
+    lines = journal.read_text("utf-8").splitlines(keepends=True)
+    at = next(i for i, line in enumerate(lines) if json.loads(line).get("kind") == "step" and '"step": 5' in line)
+    journal.write_text("".join(lines[:at]), encoding="utf-8")
+    shutil.rmtree(home / "cut" / "checkpoints" / "step-000006")
+    shutil.rmtree(home / "cut" / "checkpoints" / "step-000007")
+    assert main(["resume", str(home / "cut")]) == 0
+    assert {s["step"]: s["loss"] for s in events(home / "cut", "step")} == {s["step"]: s["loss"] for s in steps}
 
 
 def test_a_table_and_its_columns(tiny, home: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -23,7 +23,7 @@ from PIL import Image, ImageOps
 
 from ..errors import Problem
 from ..recipe import MediaSpec, Recipe
-from . import media, stores, video
+from . import media, repeats, stores, video
 from .container import TROUBLE, container
 from .item import Item
 
@@ -519,12 +519,13 @@ def _leaks(items: Sequence[Item], recipe: Recipe) -> Iterator[Finding]:
 
 def _views(items: Sequence[Item], recipe: Recipe) -> list[dict[str, Any]]:
     """Per data set that is trained on: items, share of the steps (0 to 1), and how often each item is seen."""
-    train = recipe.train
+    train, each = recipe.train, [repeats.by_name(spec) for spec in recipe.data]
     drawn: Counter[int] = Counter()
     for item in items:
-        drawn[item.dataset] += max(recipe.media.clips, 1) if item.kind == "video" else 1
+        times = each[item.dataset](item.name)
+        drawn[item.dataset] += times * (max(recipe.media.clips, 1) if item.kind == "video" else 1)
     sets = [n for n, spec in enumerate(recipe.data) if spec.role != "validation" and drawn[n]]
-    entries = {n: drawn[n] * recipe.data[n].repeats * recipe.data[n].weight for n in sets}
+    entries = {n: drawn[n] * recipe.data[n].weight for n in sets}
     total = sum(entries.values())
     seen = train.steps * train.batch * train.accumulate
     count = Counter(i.dataset for i in items)

@@ -19,7 +19,7 @@ from pyarrow import parquet
 
 from ..errors import Problem
 from ..recipe import DataSet
-from . import captions, stores
+from . import captions, repeats, stores
 from .facts import SAYS, Look
 from .item import Companion, Entry, Item, Kind
 from .looks import Looks, Wanted
@@ -257,7 +257,7 @@ def scan(
 def _list(scan: _Scan) -> None:
     """List one data set; what the family cannot train is said and left out."""
     found = listing(scan.number, scan.spec)
-    scan.problems += found.problems
+    scan.problems += [*found.problems, *repeats.unmatched(scan.number, scan.spec, [e.name for e in found.entries])]
     scan.entries = [e for e in found.entries if e.kind in scan.kinds]
     for kind in KINDS:
         others = [e for e in found.entries if e.kind == kind and kind not in scan.kinds]

@@ -23,11 +23,15 @@ class Draw:
 
 @dataclass(frozen=True)
 class Uses:
-    """What can be drawn, in columns: place in the plan, bucket and times per epoch (may be a fraction) of each use."""
+    """What can be drawn, in columns: place in the plan, bucket and times per epoch (may be a fraction) of each use.
+
+    times: the same for all uses of a bucket. repeats: whole numbers that multiply it and may differ within a bucket.
+    """
 
     index: np.ndarray
     bucket: np.ndarray
     times: np.ndarray
+    repeats: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -55,7 +59,10 @@ class Sampler:
         order = np.argsort(uses.bucket, kind="stable")
         _, starts = np.unique(uses.bucket[order], return_index=True)
         members = np.split(uses.index[order], starts[1:]) if len(order) else []
-        times = uses.times[order][starts]
+        repeats = np.ones(len(order), np.int64) if uses.repeats is None else uses.repeats[order]
+        rounds = [_round(m, r) for m, r in zip(members, np.split(repeats, starts[1:]), strict=False)]
+        members = [m for m, _ in rounds]
+        times = uses.times[order][starts] * np.array([each for _, each in rounds], np.int64)
         whole = times == np.floor(times)
         self._circles = [m if w else self._random("share", b).permutation(m) for b, (m, w) in
                          enumerate(zip(members, whole, strict=True))]  # fmt: skip
@@ -139,7 +146,26 @@ class Sampler:
         return self._memo[1:]
 
 
-def uses(index: np.ndarray, bucket: np.ndarray, datasets: Sequence[int], times: Sequence[float]) -> Uses:
-    """The uses [N] of a plan, with the times per epoch of their data sets. datasets: [buckets] the data set of each."""
+def _round(members: np.ndarray, repeats: np.ndarray) -> tuple[np.ndarray, int]:
+    """(what comes up in one round of a bucket, rounds per time): an item that is repeated more stands in it more often.
+
+    Where all have the same repeats, a round is the items themselves, so that these recipes keep their order.
+    """
+    if not len(repeats) or (repeats == repeats[0]).all():
+        return members, int(repeats[0]) if len(repeats) else 1
+    return np.concatenate([members[repeats > k] for k in range(int(repeats.max()))]), 1
+
+
+def uses(
+    index: np.ndarray,
+    bucket: np.ndarray,
+    datasets: Sequence[int],
+    times: Sequence[float],
+    repeats: np.ndarray | None = None,
+) -> Uses:
+    """The uses [N] of a plan, with the times per epoch of their data sets. datasets: [buckets] the data set of each.
+
+    repeats: [N] of each use, which multiply those times; none: once.
+    """
     per_bucket = np.array([times[d] for d in datasets], np.float64)
-    return Uses(index, bucket, per_bucket[bucket] if len(bucket) else np.empty(0))
+    return Uses(index, bucket, per_bucket[bucket] if len(bucket) else np.empty(0), repeats)
