@@ -45,7 +45,7 @@ BAD: dict[str, tuple[Callable[[], bytes], str]] = {
     ),
     "NaN": (lambda: save(pair() | {f"{Q}.lora_A.weight": torch.full((2, 32), torch.nan)}), "no numbers"),
     "infinite": (lambda: save(pair() | {f"{Q}.lora_B.weight": torch.full((32, 2), torch.inf)}), "no numbers"),
-    "ranks": (lambda: save(pair(2, 3)), "whose ranks do not agree"),
+    "ranks": (lambda: save(pair(2, 3)), "whose sizes do not agree"),
     "rank 0": (lambda: save(pair(0)), "has rank 0"),
     "alpha 0": (lambda: save(pair() | {f"{Q}.alpha": torch.tensor(0.0)}), "states alpha 0"),
     "another size": (lambda: save(pair(columns=64)), "made for another model"),

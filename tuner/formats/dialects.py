@@ -17,6 +17,7 @@ from . import file as opened
 from . import fuse
 from .layers import Contents, Kind, Layer
 from .places import Place, Places, Shapes
+from .sound import checked, fits, fractions, weight_shape
 
 NAME = r"(?:\.(?!weight$|bias$)[^.]+)?"
 """PEFT puts the adapter's name into its keys when a whole state was saved."""
@@ -149,11 +150,12 @@ def grouped(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Entry], list[str]]
             leftover.append(key)
             continue
         entry = entries.setdefault(module, Entry())
+        own = entry.tensors.setdefault(kind, {}) if kind else entry.common
+        if slot in own:  # said twice, in two dialects
+            leftover.append(key)
+            continue
+        own[slot] = value
         entry.keys.setdefault(kind, []).append(key)
-        if kind:
-            entry.tensors.setdefault(kind, {})[slot] = value
-        else:
-            entry.common[slot] = value
     return entries, leftover
 
 
@@ -176,7 +178,10 @@ def layers_of(name: str, entry: Entry, path: Path, stated: Metadata) -> Iterator
             continue
         if any(0 in t.shape for t in tensors.values()):
             raise UserError(f"{path}: {name} has rank 0, so it holds nothing; train it with a rank of 1 or more.")
-        scale = None if alpha is None or kind == "diff" else float(alpha.flatten()[0])
+        fractions(tensors, f"{path}: {name}")
+        if alpha is not None and (alpha.numel() != 1 or alpha.is_complex()):
+            raise UserError(f"{path}: the alpha of {name} is no single number; the file is broken, fetch it again.")
+        scale = None if alpha is None or kind == "diff" else float(alpha)
         own = dict(tensors)
         if kind in ("lora", "loha", "lokr"):
             if "rows" in entry.common:
@@ -186,8 +191,8 @@ def layers_of(name: str, entry: Entry, path: Path, stated: Metadata) -> Iterator
         shown: Kind = "boft" if kind == "oft" and own["blocks"].ndim == 4 else kind  # type: ignore[assignment]
         if kind == "ia3" and "on_input" not in own:  # PEFT keeps the factor itself, LyCORIS what it has over 1
             own = _over_one(own["weight"], name, stated)
-        layer = Layer("", name, shown, own, scale)
-        _agree(layer, path)
+        layer = checked(Layer("", name, shown, own, scale), f"{path}: {name}")
+        _alpha(layer, path)
         yield layer
 
 
@@ -204,72 +209,23 @@ def _over_one(factor: Tensor, name: str, stated: Metadata) -> dict[str, Tensor]:
     return own if over_input else {**own, "biased": factor.new_tensor(1.0)}
 
 
-RANKS = {
-    "lora": (("up", 1, "down", 0),),
-    "loha": (("w1_a", 1, "w1_b", 0), ("w2_a", 1, "w2_b", 0)),
-    "lokr": (("w1_a", 1, "w1_b", 0), ("w2_a", 1, "w2_b", 0)),
-    "glora": (("a1", 1, "a2", 0), ("b1", 1, "b2", 0)),
-}
-"""The axes of a kind's factors that must be of one length."""
-
-
-def _agree(layer: Layer, path: Path) -> None:
-    """Raise `UserError` when factors do not fit each other, or nothing is left of them."""
-    if "mid" in layer.tensors or "t1" in layer.tensors or "t2" in layer.tensors or "bm" in layer.tensors:
-        pairs: tuple[tuple[str, int, str, int], ...] = ()
-    else:
-        pairs = RANKS.get(layer.kind, ())
-    for first, i, second, j in pairs:
-        if first in layer.tensors and second in layer.tensors:
-            a, b = layer.tensors[first].shape, layer.tensors[second].shape
-            if len(a) <= i or len(b) <= j or a[i] != b[j]:
-                raise UserError(
-                    f"{path}: the factors of {layer.module} have shapes {list(a)} and {list(b)}, whose ranks do not "
-                    "agree; the file is broken, fetch it again."
-                )
-    scaled = layer.kind in RANKS and layer.rank is not None
+def _alpha(layer: Layer, path: Path) -> None:
+    """Raise `UserError` for an alpha by which nothing is left, or more than numbers can hold."""
+    scaled = layer.kind in ("lora", "loha", "lokr", "glora") and layer.rank is not None
     if scaled and layer.alpha == 0:
         raise UserError(f"{path}: {layer.module} states alpha 0, so the adapter does nothing; set alpha to its rank.")
-    if scaled and layer.alpha is not None and not abs(layer.alpha) < float("inf"):
-        raise UserError(f"{path}: {layer.module} states alpha {layer.alpha}; the file is broken, fetch it again.")
-
-
-def weight_shape(layer: Layer) -> tuple[int, ...]:
-    """The shape of the weight that a layer changes, as far as its tensors tell: () where they do not."""
-    t = layer.tensors
-    if layer.kind == "lora":
-        rest = t["mid"].shape[2:] if "mid" in t else t["down"].shape[2:]
-        return t["up"].shape[0], t["down"].shape[1], *rest
-    if layer.kind == "loha":
-        across = "t1" in t
-        return t["w1_a"].shape[1 if across else 0], t["w1_b"].shape[1], *(t["t1"].shape[2:] if across else ())
-    if layer.kind == "lokr":
-        return _lokr_shape(t)
-    if layer.kind == "diff" and "weight" in t:
-        return tuple(t["weight"].shape)
-    return ()
-
-
-def _lokr_shape(t: Mapping[str, Tensor]) -> tuple[int, ...]:
-    first = t["w1"].shape if "w1" in t else (t["w1_a"].shape[0], t["w1_b"].shape[1])
-    if "w2" in t:
-        second = tuple(t["w2"].shape)
-    elif "t2" in t:
-        second = (t["w2_a"].shape[1], t["w2_b"].shape[1], *t["t2"].shape[2:])
-    else:
-        second = (t["w2_a"].shape[0], *t["w2_b"].shape[1:])
-    return first[0] * second[0], first[1] * second[1], *second[2:]
+    if scaled and layer.alpha is not None and not abs(layer.alpha) < opened.MOST:
+        raise UserError(f"{path}: {layer.module} states alpha {layer.alpha:g}; the file is broken, fetch it again.")
 
 
 def _fitting(layer: Layer, found: list[Place], path: Path) -> Place:
     """The first place whose weight has the layer's shape (a 1x1 kernel may be written as a matrix)."""
     shape = weight_shape(layer)
     for place in found:
-        if not shape or _same(shape, place.shape):
+        if _same(shape, place.shape) if shape else fits(layer, place.shape):
             return place
-    if layer.kind == "diff":
-        raise UserError(f"{path}: the difference {layer.module} has shape {list(shape)}; {_other(found[0])}")
-    raise UserError(f"{path}: {layer.module} changes a weight of shape {list(shape)}; {_other(found[0])}")
+    what = f"changes a weight of shape {list(shape)}" if shape else f"({layer.kind}) changes a weight of another shape"
+    raise UserError(f"{path}: {layer.module} {what}; {_other(found[0])}")
 
 
 def _same(given: tuple[int, ...], wanted: tuple[int, ...]) -> bool:

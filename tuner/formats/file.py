@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -18,6 +20,10 @@ HEADER = 100_000_000
 """Bytes: the format itself allows no longer header."""
 LARGEST = 32_000_000_000
 """Bytes: a full difference of the largest model that is read into memory here; nothing larger is an adapter."""
+NARROW = (torch.float8_e4m3fn, torch.float8_e5m2)
+"""Numbers of one byte, with which little can be reckoned: float16 holds each of them exactly."""
+MOST = 1e8
+"""No value of a sound adapter is as large, and products of four that are larger would overflow."""
 PICKLES = {b"PK\x03\x04": "a PyTorch file", b"\x80": "a pickle"}
 WHOLE = (
     "model.diffusion_model.", "first_stage_model.", "cond_stage_model.", "double_blocks.0.img_attn.qkv.weight",
@@ -36,44 +42,64 @@ STATED = "tuner_lycoris"
 
 @dataclass(frozen=True)
 class File:
-    """What a safetensors file holds, on the CPU."""
+    """What a safetensors file holds, on the CPU. narrow: what was widened to float16 → how it is stored."""
 
     path: Path
     tensors: dict[str, Tensor]
     metadata: dict[str, str]
+    narrow: dict[str, torch.dtype] = field(default_factory=dict)
 
 
 def read(path: Path) -> File:
     """Open an adapter file. Raises `UserError` with the reason for everything that is no whole, sound adapter."""
-    size = _size(path)
-    _refuse_foreign(path, size)
-    try:
-        with safe_open(path, "pt") as opened:
-            names = list(opened.keys())
-            metadata = dict(opened.metadata() or {})
-            if STATED not in metadata:
-                _refuse_model(path, names)
-            tensors = {name: opened.get_tensor(name) for name in names}
-    except SafetensorError as error:
-        raise UserError(f"{path} is damaged or was not copied whole ({error}); fetch it again.") from None
+    with _opened(path) as opened:
+        names = list(opened.keys())
+        metadata = dict(opened.metadata() or {})
+        _refuse_names(path, names)
+        if STATED not in metadata:
+            _refuse_model(path, names)
+        tensors = {name: opened.get_tensor(name) for name in names}
+    narrow = {name: value.dtype for name, value in tensors.items() if value.dtype in NARROW}
+    tensors |= {name: tensors[name].half() for name in narrow}
     for name, value in tensors.items():
+        if value.is_floating_point() and value.itemsize == 1:
+            raise UserError(f"{path} holds numbers of the kind {value.dtype}, which no adapter has; fetch it again.")
         # the alpha of a LoKr of whole factors means nothing, and some programs write it as infinite
-        if value.is_floating_point() and not name.endswith(".alpha") and not torch.isfinite(value).all():
+        if not name.endswith(".alpha") and not _sensible(value):
             raise UserError(
-                f"{path} holds values that are no numbers (NaN or infinite) in {name}; it comes from a training that "
-                "broke down, so take an earlier checkpoint of it."
+                f"{path} holds values that are no numbers (NaN or infinite) or beyond all sense in {name}; it comes "
+                "from a training that broke down, so take an earlier checkpoint of it."
             )
-    return File(path, tensors, metadata)
+    return File(path, tensors, metadata, narrow)
+
+
+def _sensible(value: Tensor) -> bool:
+    return not value.is_floating_point() or not value.numel() or bool(value.abs().amax() < MOST)
 
 
 def header(path: Path) -> dict[str, str]:
     """What the header of an adapter file states. Raises `UserError` as `read` does."""
-    _refuse_foreign(path, _size(path))
+    with _opened(path) as opened:
+        return dict(opened.metadata() or {})
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """The library's view of a file whose first bytes are in order. Raises `UserError`, whatever the library raises."""
     try:
+        _refuse_foreign(path, _size(path))
         with safe_open(path, "pt") as opened:
-            return dict(opened.metadata() or {})
+            yield opened
     except SafetensorError as error:
-        raise UserError(f"{path} is damaged or was not copied whole ({error}); fetch it again.") from None
+        raise UserError(f"{path} is damaged or was not copied whole ({_line(error)}); fetch it again.") from None
+    except (OSError, ValueError, KeyError, AttributeError, TypeError, RuntimeError) as error:
+        raise UserError(f"{path} cannot be read ({_line(error)}); fetch it again.") from None
+
+
+def _line(error: Exception) -> str:
+    """The first line of a message, without what a terminal would obey."""
+    first = (str(error).splitlines() or [type(error).__name__])[0]
+    return first if first.isprintable() else ascii(first)
 
 
 def _size(path: Path) -> int:
@@ -127,20 +153,66 @@ def _refuse_model(path: Path, names: Iterable[str]) -> None:
     raise UserError(f"{path} holds no adapter: none of its keys is one ({names[0]} ...); choose another file.")
 
 
+def _refuse_names(path: Path, names: Iterable[str]) -> None:
+    """Names that hide something from whoever reads a message, and numbers that mean nothing without others."""
+    for name in names:
+        if not name.isprintable() or len(name) > LONGEST:
+            raise UserError(f"{path} has a key with strange characters ({ascii(name)[:80]}); take another file.")
+        if SCALED.search(name):
+            raise UserError(
+                f"{path} keeps its numbers in few bits and their scales beside them ({name}), which is not read; fetch "
+                "it in bf16 or fp16."
+            )
+
+
+LONGEST = 500
+"""Characters: no network has such long names."""
+SCALED = re.compile(
+    r"(?:[._](?:scale_weight|weight_scale|scale_inv|scaled_fp8|comfy_quant)|\.weight_scale_2|^scaled_fp8)$"
+)
+
+
 def settings(file: File) -> dict[str, object]:
     """What the header, or PEFT's `adapter_config.json` beside the file, states of ranks and alphas; {} for nothing."""
     stated = file.metadata.get(METADATA)
     beside = file.path.with_name("adapter_config.json")
     try:
-        if stated is not None:
-            return dict(json.loads(stated))
-        if file.path.stem == "adapter_model" and beside.is_file():
-            return dict(json.loads(beside.read_text(encoding="utf-8")))
-    except (ValueError, TypeError, OSError) as error:
+        if stated is None and file.path.stem == "adapter_model" and beside.is_file():
+            if beside.stat().st_size > MOST_SETTINGS:
+                raise ValueError("it is too large")
+            stated = beside.read_text(encoding="utf-8")
+        found = {} if stated is None else json.loads(stated)
+        if not isinstance(found, dict):
+            raise ValueError("it is no table")
+        for key, value in found.items():
+            _sensible_setting(key.rpartition(".")[2], value)
+    except (ValueError, TypeError, OSError, RecursionError, re.error) as error:
         raise UserError(
-            f"{file.path}: what it states of its rank and alpha cannot be read ({error}); fetch it again."
+            f"{file.path}: what it states of its rank and alpha cannot be read ({_line(error)}); fetch it again."
         ) from None
-    return {}
+    return found
+
+
+MOST_SETTINGS = 10_000_000
+"""Bytes of PEFT's settings."""
+REPEATS = re.compile(r"\)[*+{]")
+
+
+def _sensible_setting(key: str, value: Any) -> None:
+    """Raise `ValueError` for a setting that is read, and is none."""
+    if key in ("r", "lora_alpha", "alpha"):
+        if value is not None and not (isinstance(value, int | float) and abs(value) < MOST):
+            raise ValueError(f"{key} is no number")
+    elif key in ("rank_pattern", "alpha_pattern"):
+        for pattern, number in (value or {}).items() if isinstance(value, dict | None) else ((None, None),):
+            if pattern is None or not (isinstance(number, int | float) and abs(number) < MOST):
+                raise ValueError(f"{key} is no table of numbers")
+            re.compile(pattern)
+            # such a pattern could keep a computer busy for ever
+            if REPEATS.search(pattern) or len(re.findall(r"[*+{]", pattern)) > 3:
+                raise ValueError(f"the {key} {pattern[:60]!r} repeats too much")
+    elif key == "feedforward_modules" and not (value is None or isinstance(value, list)):
+        raise ValueError(f"{key} is no list")
 
 
 METADATA = "lora_adapter_metadata"

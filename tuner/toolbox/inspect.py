@@ -15,7 +15,7 @@ from torch import Tensor
 from ..formats import dialects
 from ..formats import file as opened
 from ..formats.layers import Contents, Layer
-from .lowrank import ranked, total
+from .lowrank import singular, total
 from .merge import Base, no_model
 from .metadata import leaks
 from .model import Model, fits
@@ -51,7 +51,7 @@ def measure(layer: Layer, base: Base = no_model) -> Measured:
         if layer.kind == "diff" and ("weight" not in layer.tensors or layer.tensors["weight"].ndim < 2):
             moved = total(t.double().norm().item() for t in layer.tensors.values())
             return Measured(layer, moved, None)
-        values = ranked(layer, weight).values
+        values = singular(layer, weight)
     except ValueError:
         return Measured(layer, None, None)
     return Measured(layer, values.norm().item(), values)
@@ -124,7 +124,9 @@ def inspect(path: Path, model: Model | None = None) -> dict[str, Any]:
         "dialect": contents.dialect,
         "families": [model.family.name] if model else fits(file),
         "parameters": sum(t.numel() for t in tensors if t.ndim),
-        "dtypes": _counted(str(t.dtype).removeprefix("torch.") for t in tensors if t.ndim),
+        "dtypes": _counted(
+            str(file.narrow.get(n, t.dtype)).removeprefix("torch.") for n, t in file.tensors.items() if t.ndim
+        ),
         **_shape(contents.layers),
         "norm": total(m.norm for m in measured if m.norm is not None),
         "unmeasured": sum(m.norm is None for m in measured),
@@ -167,7 +169,8 @@ def blocks(measured: Sequence[Measured]) -> list[dict[str, Any]]:
 
 
 def _in_order(name: str) -> list[tuple[bool, int, str]]:
-    return [(p.isdigit(), int(p) if p.isdigit() else 0, p) for p in re.split(r"(\d+)", name)]
+    pieces = [(p.isdecimal() and len(p) < 20, p) for p in re.split(r"(\d+)", name)]
+    return [(number, int(p) if number else 0, p) for number, p in pieces]
 
 
 def warnings(report: dict[str, Any]) -> list[str]:

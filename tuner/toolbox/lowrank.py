@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..errors import UserError
 from ..formats.layers import Layer
+from ..formats.sound import weight_shape
 
 DECOMPOSED = ("magnitude", "base_magnitude")
 """Tensors of DoRA, with which a change depends on the base's weight and has no small factors."""
@@ -83,7 +84,7 @@ def factors(layer: Layer) -> tuple[Tensor, Tensor] | None:
     if layer.kind == "lora":
         down = t["down"]
         if "mid" in t:  # Tucker: the middle belongs to the inputs
-            down = torch.einsum("o i h w, i p -> o p h w", t["mid"], down.flatten(1))
+            down = torch.einsum("o i ..., i p -> o p ...", t["mid"], down.flatten(1))
         return layer.scale * t["up"].flatten(1), down.flatten(1)
     if layer.kind == "loha" and "t1" not in t:
         up, down = _rows(t["w1_a"], t["w2_a"]), _rows(t["w1_b"].T, t["w2_b"].T).T
@@ -103,6 +104,38 @@ def ranked(layer: Layer, weight: Tensor | None = None) -> Ranked:
     if layer.kind == "lokr" and not any(name in layer.tensors for name in DECOMPOSED):
         return _kronecker(layer)
     return of_matrix(layer.delta(weight).flatten(1))
+
+
+def singular(layer: Layer, weight: Tensor | None = None) -> Tensor:
+    """The singular values of the layer's change, falling; as `ranked`, without the directions and their memory.
+
+    Raises `ValueError` where only the whole matrix would tell, and it is out of all proportion to the file.
+    """
+    if layer.kind == "lokr" and not any(name in layer.tensors for name in DECOMPOSED):
+        first, second = ({k: v for k, v in layer.tensors.items() if k[1] == n} for n in "12")
+        values = torch.kron(_of_factor(first), _of_factor(second)) * abs(layer.scale)
+        return values.sort(descending=True).values
+    numbers, own = math.prod(weight_shape(layer)), sum(t.numel() for t in layer.tensors.values())
+    # a few bytes in a file could otherwise ask for all memory there is
+    if numbers > MANY and numbers > 64 * own and not (layer.kind == "lora" and "mid" not in layer.tensors):
+        raise ValueError("its change is too large to be measured")
+    return ranked(layer, weight).values
+
+
+MANY = 2**26
+"""Numbers of a matrix that is decomposed whole without asking."""
+
+
+def _of_factor(t: dict[str, Tensor]) -> Tensor:
+    """Singular values of one factor of a LoKr: w, or w_a and w_b, or those two through t."""
+    own = {k[0] + k[2:]: v.double() for k, v in t.items()}  # w, w_a, w_b, t
+    if "w" in own:
+        return of_matrix(own["w"].flatten(1)).values
+    if "t" in own:
+        return of_matrix(
+            torch.einsum("i j ..., j r, i p -> p r ...", own["t"], own["w_b"], own["w_a"]).flatten(1)
+        ).values
+    return of_factors(own["w_a"], own["w_b"].flatten(1)).values
 
 
 def of_factors(up: Tensor, down: Tensor) -> Ranked:
