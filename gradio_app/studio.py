@@ -33,6 +33,10 @@ class Studio:
         found = newest_running([self.workspace.runs / name for name in self.workspace.run_names()])
         return reader(found) if found else None
 
+    def modality(self, recipe: dict[str, Any]) -> str:
+        """image, video or audio; image while the families are not known yet."""
+        return str(self.catalog.family(str(recipe.get("family", ""))).get("modality") or "image")
+
     def device(self) -> dict[str, str]:
         """The device the engine named last, else what can be said without it."""
         known = self.checker.device

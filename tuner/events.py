@@ -12,6 +12,8 @@ from typing import Any, Literal
 import psutil
 
 VERSION = 1
+SINCE_1970 = 1e9
+"""Births above this were taken from the clock: by other systems, and by journals from before."""
 TERMINAL = ("finished", "stopped", "failed")
 
 
@@ -101,14 +103,23 @@ def status(folder: Path) -> Status:
 
 
 def birth(pid: int) -> float:
-    """When a process was born, so that a reused pid is not taken for ours."""
-    return psutil.Process(pid).create_time()
+    """When a process was born, so that a reused pid is not taken for ours: seconds since the machine started.
+
+    Where the system does not tell that, seconds since 1970. Those move when somebody sets the clock.
+    """
+    try:
+        ticks = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[19]
+    except FileNotFoundError:
+        return psutil.Process(pid).create_time()
+    return int(ticks) / os.sysconf("SC_CLK_TCK")
 
 
 def alive(pid: int, born: float) -> bool:
     """Whether that very process still runs (a zombie does not)."""
     try:
         process = psutil.Process(pid)
-        return abs(process.create_time() - born) < 1.0 and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.Error:
+        by_clock = born > SINCE_1970
+        now = process.create_time() if by_clock else birth(pid)
+        return abs(now - born) < (1.0 if by_clock else 0.02) and process.status() != psutil.STATUS_ZOMBIE
+    except (psutil.Error, OSError):
         return False

@@ -198,7 +198,14 @@ def train(wanted: Recipe, folder: Path, say: Callable[..., Any], controls: Contr
     for problem in ready.problems:
         if problem.level != "error":
             say(problem.level, where=problem.where, text=problem.text)
-    say("planned", items=len(np.unique(ready.plan.rows)), left_out=ready.left_out)
+    held = len(np.unique(ready.plan.rows[ready.held]))
+    say(
+        "planned",
+        items=len(np.unique(ready.plan.rows)),
+        left_out=ready.left_out,
+        held=held,
+        per_epoch=ready.sampler.steps_per_epoch if len(ready.trained) else 0,
+    )
     _keep(_until(ready.recipe, first), folder)
     provenance.keep(ready, folder)
     job = assemble.build(ready, say)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeVar
 
 Point = tuple[float, float]
+Any_ = TypeVar("Any_")
 
 
 def smooth(points: Sequence[Point], share: float = 0.04) -> list[Point]:
@@ -43,7 +45,7 @@ def thin(points: Sequence[Point], most: int) -> list[Point]:
     return kept
 
 
-def every(points: Sequence[Point], most: int) -> list[Point]:
+def every(points: Sequence[Any_], most: int) -> list[Any_]:
     """At most `most` points, evenly spaced, the last one always among them."""
     if len(points) <= most:
         return list(points)

@@ -5,7 +5,8 @@ Tuner.plot = () => {
     R = 12,
     T = 10,
     B = 26,
-    H = 190;
+    H = 190,
+    KEYS = [["save", "saved"], ["sample", "samples"], ["change", "went on"]];
   let curve = null,
     step = null, // which one is read
     log = kept("tuner-plot-log") === "1",
@@ -28,7 +29,7 @@ Tuner.plot = () => {
     return rest.length > 1 ? rest : nice(low, high, 3).filter((t) => t > 0);
   };
   const bounds = (c) => {
-    const ys = [...c.line.map((p) => p[1]), ...c.held.map((p) => p[1])],
+    const ys = [...c.line.map((p) => p[1]), ...c.fixed.map((p) => p[1])],
       sorted = c.raw.map((p) => p[1]).sort((a, b) => a - b);
     if (sorted.length) ys.push(sorted[Math.floor(sorted.length * 0.02)], sorted[Math.floor((sorted.length - 1) * 0.98)]);
     const good = log ? ys.filter((y) => y > 0) : ys;
@@ -44,15 +45,28 @@ Tuner.plot = () => {
   };
   const nearest = (points, x) => points.reduce((best, p) => (Math.abs(p[0] - x) < Math.abs(best[0] - x) ? p : best));
   const short = (y) => String(Number(y.toPrecision(3)));
+  // The loss at fixed noise by its true name: only items that were held back validate anything.
+  const fixed = (c) => (c.held ? "validation loss" : "fixed-noise loss, on trained items");
   // What is said of one step, part by part.
   const told = (c, p) => {
     const said = [`step ${p[0].toLocaleString()}`, `loss ${short(p[1])}`];
     if (p[2] !== null && p[2] !== undefined) said.push(`learning rate ${short(p[2])}`);
-    const held = c.held.filter((q) => q[0] <= p[0]).pop();
-    if (held) said.push(`validation loss ${short(held[1])}, step ${held[0].toLocaleString()}`);
+    const held = c.fixed.filter((q) => q[0] <= p[0]).pop();
+    if (held) said.push(`${c.held ? "validation loss" : "fixed-noise loss"} ${short(held[1])}, step ${held[0].toLocaleString()}`);
     return said;
   };
 
+  // Saves below the axis, samples on it, changes of the run through the whole height.
+  const mark = (m, x) =>
+    s(
+      "path",
+      {
+        save: { d: `M${x} ${H - B}l-3.5 6h7z`, class: "t-mark" },
+        sample: { d: `M${x} ${H - B - 3}l3.5 -3.5l-3.5 -3.5l-3.5 3.5z`, class: "t-mark-sample" },
+        change: { d: `M${x} ${T}V${H - B}`, class: "t-mark-change" },
+      }[m.kind],
+      s("title", {}, m.text),
+    );
   const picture = (c, read) => {
     const [low, high] = bounds(c),
       end = span(c),
@@ -72,13 +86,12 @@ Tuner.plot = () => {
         .filter((t) => Number.isInteger(t) && X(t) < W - R - 44)
         .map((t) => s("text", { x: X(t), y: H - 6, class: "t-tick t-mid" }, t.toLocaleString()))),
       s("text", { x: W - R, y: H - 6, class: "t-tick t-end" }, "steps"),
-      s("g", {}, c.marks.map((m) =>
-        s("path", { d: `M${X(m.step)} ${H - B}l-3.5 6h7z`, class: "t-mark" }, s("title", {}, `saved at step ${m.step}`)))),
+      s("g", {}, c.marks.filter((m) => m.step <= end).map((m) => mark(m, X(m.step).toFixed(1)))),
       s("g", {}, c.raw.map((p) =>
         s("circle", { cx: X(p[0]).toFixed(1), cy: Y(p[1]).toFixed(1), r: 1.5, class: "t-point" }))),
       s("polyline", { points: path(c.line), class: "t-line" }),
-      c.held.length ? s("polyline", { points: path(c.held), class: "t-held" }) : "",
-      c.held.map((p) => s("circle", { cx: X(p[0]).toFixed(1), cy: Y(p[1]).toFixed(1), r: 2.6, class: "t-held-dot" })),
+      c.fixed.length ? s("polyline", { points: path(c.fixed), class: "t-held" }) : "",
+      c.fixed.map((p) => s("circle", { cx: X(p[0]).toFixed(1), cy: Y(p[1]).toFixed(1), r: 2.6, class: "t-held-dot" })),
       read ? s("line", { x1: X(read[0]), x2: X(read[0]), y1: T, y2: H - B, class: "t-reader" }) : "",
       read ? s("circle", { cx: X(read[0]), cy: Y(read[1]), r: 4, class: "t-reader-dot" }) : "",
     );
@@ -97,7 +110,7 @@ Tuner.plot = () => {
     "The loss appears with the first steps. A falling line means that it learns; small ups and downs are normal.",
   );
   const draw = () => {
-    const any = curve && (curve.raw.length || curve.held.length);
+    const any = curve && (curve.raw.length || curve.fixed.length);
     none.hidden = Boolean(any);
     box.hidden = legend.hidden = !any;
     if (!any) return;
@@ -110,8 +123,8 @@ Tuner.plot = () => {
     box.setAttribute("aria-valuetext", last ? told(c, last).join(", ") : "no step yet");
     settle(legend, [
       h("span", { class: "t-key-line" }, "loss"),
-      c.held.length ? h("span", { class: "t-key-held" }, "validation loss") : "",
-      c.marks.length ? h("span", { class: "t-key-mark" }, "saved") : "",
+      c.fixed.length ? h("span", { class: "t-key-held" }, fixed(c)) : "",
+      KEYS.map(([kind, text]) => (c.marks.some((m) => m.kind === kind) ? h("span", { class: "t-key-" + kind }, text) : "")),
       h("button", { class: "t-link t-log-scale", type: "button", "aria-pressed": String(log), onclick: bend }, "Log scale"),
     ]);
     settle(box, [picture(c, read), read ? tip(c, read) : ""]);

@@ -27,6 +27,8 @@ PHASES = {
     "train": "Train",
     "export": "Save adapter",
 }
+SAME_PHASE = {"cache videos": "cache pictures", "cache sound": "cache pictures"}
+"""Phases that stand at the same place of the timeline."""
 CHUNK = 250_000
 LOOKED_AT = 24
 
@@ -49,6 +51,7 @@ class Reader:
     samples: list[dict[str, Any]] = field(default_factory=list)
     checkpoints: list[dict[str, Any]] = field(default_factory=list)
     exports: list[dict[str, Any]] = field(default_factory=list)
+    changes: list[dict[str, Any]] = field(default_factory=list)
     warnings: list[dict[str, Any]] = field(default_factory=list)
     notes: list[dict[str, Any]] = field(default_factory=list)
     pace: eta.Pace = field(default_factory=eta.Pace)
@@ -77,15 +80,25 @@ class Reader:
         """new | starting | running | finished | stopped | failed | crashed."""
         record = self._record()
         if record and events.alive(record["pid"], record["born"]):
-            ours = self.start and self.start.get("at", 0.0) >= record["at"] - 1.0
+            ours = self._told_by(record)
             if self.last.get("kind") in events.TERMINAL and ours:
                 return str(self.last["kind"])
             return "running" if ours else "starting"
-        if self.last.get("kind") in events.TERMINAL and self.last["at"] >= (record or self.start).get("at", 0.0) - 1.0:
+        if self.last.get("kind") in events.TERMINAL and (
+            record is None or self._told_by(record) or float(self.last["at"]) > record["at"]
+        ):
             return str(self.last["kind"])
         if not self.start:
             return "crashed" if record else "new"
         return "running" if events.alive(self.start["pid"], self.start["born"]) else "crashed"
+
+    def _told_by(self, record: dict[str, Any]) -> bool:
+        """Whether the last session in the journal is of the process that the app started last, or of a later one.
+
+        Known by the process itself where it can be: somebody may set the clock between its start and its first word.
+        """
+        same = self.start.get("pid") == record["pid"] and self.start.get("born") == record["born"]
+        return same or float(self.start.get("at", 0.0)) > record["at"]
 
     @property
     def alive(self) -> bool:
@@ -133,6 +146,15 @@ class Reader:
         path = self.folder / "recipe.yaml"
         return _yaml(path, *_mark(path))
 
+    def held_back(self) -> int:
+        """How many items were kept out of training to measure the loss on, as far as the journal or the recipe says.
+
+        Where there are none, the engine measures it on some of those that are trained on.
+        """
+        if "held" in self.planned:
+            return int(self.planned["held"])
+        return sum(isinstance(d, dict) and d.get("role") == "validation" for d in self.recipe().get("data") or [])
+
     def error(self) -> str:
         """What went wrong, in one plain sentence."""
         if self.last.get("kind") == "failed":
@@ -169,13 +191,16 @@ class Reader:
             [x, round(y, 5), self.steps.rate(int(x))] for x, y in loss.every(loss.smooth(loss.means(raw, 4000)), 180)
         ]
         held = [(int(e["step"]), float(e["loss"])) for e in self.validation if e.get("loss") is not None]
-        marks = [{"step": e["step"], "kind": "save"} for e in self.checkpoints[-40:]]
+        marks = [{"step": e["step"], "kind": "save", "text": f"saved at step {e['step']:,}"} for e in self.checkpoints]
+        looks = sorted({int(e["step"]) for e in self.samples})
+        marks += [{"step": n, "kind": "sample", "text": f"samples at step {n:,}"} for n in looks]
         return {
             "raw": round4,
             "line": line,
-            "held": [list(p) for p in loss.every(held, 80)],
-            "marks": marks,
+            "fixed": [list(p) for p in loss.every(held, 80)],
+            "marks": [*loss.every(marks, 80), *self.changes[-20:]],
             "of": self.of,
+            "held": self.held_back() > 0,
         }
 
     def matrix(self) -> dict[str, Any]:
@@ -208,9 +233,15 @@ class Reader:
             self.planned = {}
             for kept in (self.warnings, self.notes, self.quantised):
                 kept.clear()
+            if self.step:
+                self.changes.append({"step": self.step, "kind": "change", "text": f"went on from step {self.step}"})
+        elif kind == "extended":
+            text = f"extended to step {int(event['steps']):,}"
+            self.changes.append({"step": self.step, "kind": "change", "text": text})
         elif kind == "phase":
-            self.phase = event
-            self._enter(str(event["name"]))
+            name = str(event["name"])
+            self.phase = {**event, "name": SAME_PHASE.get(name, name)}
+            self._enter(self.phase["name"])
         else:
             if kind in ("step", "sample", "validation") and self.phase.get("name") != "export":
                 self._enter("train")
@@ -241,7 +272,7 @@ class Reader:
         """What an earlier session did after the step from which this one goes on does not count any more."""
         self.steps.forget(step)
         self.exports.clear()
-        for kept in (self.validation, self.samples, self.checkpoints):
+        for kept in (self.validation, self.samples, self.checkpoints, self.changes):
             kept[:] = [e for e in kept if e["step"] <= step]
 
 

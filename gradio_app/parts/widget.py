@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -40,13 +41,32 @@ def widget(name: str, value: dict[str, Any], identity: str, events: tuple[str, .
     )
 
 
+class Ticket:
+    """Numbers that only grow, near the time of day: also when somebody sets the clock back.
+
+    Of two views the page keeps the one with the higher number.
+    """
+
+    def __init__(self) -> None:
+        self._last, self._lock = 0.0, threading.Lock()
+
+    def __call__(self) -> float:
+        """The next one."""
+        with self._lock:
+            self._last = max(time.time(), self._last + 0.001)
+            return self._last
+
+
+ticket = Ticket()
+
+
 def notice(**words: Any) -> dict[str, Any]:
     """What was just done or refused, dated.
 
     It is kept in the session and goes along with every later view, so that no clock wipes it away before it is read;
     of a late view with an older one the page keeps its newer one.
     """
-    return {"at": time.time(), **words}
+    return {"at": ticket(), **words}
 
 
 def quiet(**more: Any) -> dict[str, Any]:

@@ -13,16 +13,17 @@ import yaml
 
 from ..holdings import size_text
 from ..launcher import STOPPING
-from ..parts import remedies
+from ..parts import facts, remedies
 from ..parts.eta import Estimate
 from ..parts.reader import PHASES, Reader, reader
-from ..parts.widget import quiet, widget
+from ..parts.widget import quiet, ticket, widget
 from ..parts.words import count, duration, per_step, to_the_minute
 from ..project import put
 from ..studio import Studio, as_dict
 from .dataset import PLAN
 
 EVENTS = ("act", "open", "extend", "queue")
+READ = {"video": "Read clips", "audio": "Read sound"}
 LIVE = ("running", "starting")
 SAID = {
     "save": "A checkpoint is saved after this step.",
@@ -55,10 +56,10 @@ def view(studio: Studio, run: str, said: str = "", nonce: float = 0.0) -> dict[s
         "run": run,
         "runs": studio.workspace.run_names()[:50],
         "band": {
-            **_words(seen, state, studio.queue.place(run), ahead),
+            **_words(seen, state, studio.queue.place(run), ahead, _titles(studio.modality(seen.recipe()))),
             "state": state,
             "numbers": _numbers(seen, ahead),
-            "phases": _phases(seen, state),
+            "phases": _phases(seen, state, _titles(studio.modality(seen.recipe()))),
             "memory": _memory(seen),
         },
         "curve": seen.curve(),
@@ -68,8 +69,8 @@ def view(studio: Studio, run: str, said: str = "", nonce: float = 0.0) -> dict[s
         "exports": _exports(seen),
         "said": said if said not in WHILE_LIVE or state in LIVE else "",
         "nonce": nonce,
-        "facts": _facts(seen),
-        "warnings": _short(studio, [*seen.further_errors(), *(str(w.get("text", "")) for w in seen.warnings[-4:])]),
+        "facts": facts.told(seen, studio.modality(seen.recipe()), studio.launcher.process(folder)),
+        "warnings": _short(studio, _warnings(seen, state)),
         "notes": _short(studio, [str(n.get("text", "")) for n in (*seen.quantised, *seen.notes[-4:])]),
         "log": seen.log(),
         "queue": _queue(studio),
@@ -80,7 +81,7 @@ def view(studio: Studio, run: str, said: str = "", nonce: float = 0.0) -> dict[s
 
 def chosen(known: dict[str, Any], run: str, said: str = "") -> dict[str, Any]:
     """What the session knows after the user has chosen a run or pressed something."""
-    return {**known, "run": run, "said": said, "nonce": time.time()}
+    return {**known, "run": run, "said": said, "nonce": ticket()}
 
 
 def shown(studio: Studio, known: dict[str, Any]) -> dict[str, Any]:
@@ -289,7 +290,9 @@ def _elsewhere(studio: Studio, seen: Reader) -> dict[str, float]:
     return known
 
 
-def _words(seen: Reader, state: str, place: int = 0, ahead: Estimate | None = None) -> dict[str, str]:
+def _words(
+    seen: Reader, state: str, place: int = 0, ahead: Estimate | None = None, titles: dict[str, str] = PHASES
+) -> dict[str, str]:
     """Headline and the sentence below it."""
     at, of = seen.step, seen.of
     if place and state not in LIVE:
@@ -322,10 +325,10 @@ def _words(seen: Reader, state: str, place: int = 0, ahead: Estimate | None = No
         }
     if state == "new":
         return {"headline": "Not started", "sub": "It waits for you: press Start."}
-    return _phase_words(seen, ahead)
+    return _phase_words(seen, ahead, titles)
 
 
-def _phase_words(seen: Reader, ahead: Estimate | None) -> dict[str, str]:
+def _phase_words(seen: Reader, ahead: Estimate | None, titles: dict[str, str]) -> dict[str, str]:
     if (silent := seen.silent()) >= STALL:
         line = next((text for text in reversed(seen.log(12)) if text.strip()), "")
         said = f" The log's last line: {line}" if line else ""
@@ -337,7 +340,7 @@ def _phase_words(seen: Reader, ahead: Estimate | None) -> dict[str, str]:
     part = f", {done} of {total}" if total else ""
     wait = duration(seen.phase.get("seconds_left"))
     return {
-        "headline": f"{PHASES.get(name, name.capitalize() or 'Starting')}{part}",
+        "headline": f"{titles.get(name, name.capitalize() or 'Starting')}{part}",
         "sub": f"This part takes about {wait} more." if wait and done != total else "",
     }
 
@@ -375,7 +378,19 @@ def _numbers(seen: Reader, ahead: Estimate | None) -> list[list[Any]]:
     return numbers
 
 
-def _phases(seen: Reader, state: str) -> list[dict[str, Any]]:
+def _titles(modality: str) -> dict[str, str]:
+    """The phases as a run of this kind goes through them."""
+    return {**PHASES, "cache pictures": READ.get(modality, PHASES["cache pictures"])}
+
+
+def _warnings(seen: Reader, state: str) -> list[str]:
+    """What else was wrong, what the engine warned of, and whether the disk will be full."""
+    told = [*seen.further_errors(), *(str(w.get("text", "")) for w in seen.warnings[-4:])]
+    full = facts.little_room(seen) if state == "running" else ""
+    return [full, *told] if full else told
+
+
+def _phases(seen: Reader, state: str, titles: dict[str, str]) -> list[dict[str, Any]]:
     order = list(PHASES)
     current = seen.phase.get("name", "") if state in LIVE else ""
     reached = max((order.index(p) for p in seen.phases if p in order), default=-1)
@@ -385,7 +400,7 @@ def _phases(seen: Reader, state: str) -> list[dict[str, Any]]:
             mood = "done"
         else:
             mood = "now" if name == current else "todo"
-        out.append({"title": PHASES[name], "state": mood, "percent": _percent(seen, name) if mood == "now" else 0})
+        out.append({"title": titles[name], "state": mood, "percent": _percent(seen, name) if mood == "now" else 0})
     if state in ("failed", "crashed", "stopped"):
         return _halted(out, reached, seen)
     return out
@@ -426,46 +441,6 @@ def _buttons(studio: Studio, seen: Reader, state: str) -> list[dict[str, Any]]:
             {"do": "resume", "off": False, "text": again, "title": "Go on from the last checkpoint, if there is one"}
         ]
     return []
-
-
-def _facts(seen: Reader) -> list[list[str]]:
-    recipe, last = seen.recipe(), seen.steps.last
-    facts: list[list[str]] = []
-    facts += _rates(last)
-    if last.get("norm") is not None:
-        facts.append(["Gradient norm", f"{last['norm']:.3g}"])
-    if seen.validation:
-        facts.append(["Validation loss", f"{seen.validation[-1]['loss']:.3g}"])
-        levels = seen.validation[-1].get("by_t") or {}
-        facts += [[f"at noise {t}", f"{value:.3g}"] for t, value in levels.items()]
-    train = recipe.get("train") or {}
-    if seen.steps and train.get("batch"):
-        shown = seen.step * int(train["batch"]) * int(train.get("accumulate", 1))
-        facts.append(["Pictures seen", f"{shown:,}"])
-    if seen.checkpoints:
-        facts.append(["Last saved", f"step {seen.checkpoints[-1]['step']}"])
-    if seen.planned:
-        out = int(seen.planned.get("left_out") or 0)
-        facts.append(["Pictures", f"{int(seen.planned.get('items') or 0):,}" + (f", {out:,} left out" if out else "")])
-    if seen.warnings:
-        facts.append(["Warnings", f"{len(seen.warnings)}"])
-    facts += [
-        [title, str(seen.start[key])]
-        for title, key in (("Device", "device"), ("Precision", "precision"))
-        if seen.start.get(key)
-    ]
-    return facts
-
-
-def _rates(last: dict[str, Any]) -> list[list[str]]:
-    """The learning rate; of each group of parameters where several have their own."""
-    named = {key.removeprefix("lr_"): rate for key, rate in last.items() if key.startswith("lr_")}
-    if last.get("lr") is None:
-        return []
-    if not named:
-        return [["Learning rate", f"{last['lr']:.3g}"]]
-    rates = {"denoiser": last["lr"], **named}
-    return [[f"Learning rate, {name.replace('_', ' ')}", f"{rate:.3g}"] for name, rate in rates.items()]
 
 
 def _memory(seen: Reader) -> dict[str, Any]:

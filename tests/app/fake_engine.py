@@ -52,7 +52,7 @@ def train(folder: Path, recipe: dict, pace: float, first: int) -> int:
         "started", pid=os.getpid(), born=events.birth(os.getpid()), from_step=first, steps=of, name=recipe["name"],
         family=recipe["family"], device="cpu", precision="fp32", hooks=[],
     )  # fmt: skip
-    journal("planned", items=24, left_out=2)
+    journal("planned", items=24, left_out=2, per_epoch=3)
     for name in ("prepare", "cache pictures", "cache text", "load"):
         for done in range(1, 4):
             journal("phase", name=name, done=done, of=3)

@@ -49,8 +49,11 @@ def test_start_follow_finish(studio: Studio) -> None:
     assert "2 keys are unknown" in shown["exports"][1]["problems"][0] and Path(shown["exports"][1]["file"]).is_file()
     assert shown["band"]["memory"]["peak"] == 42.5 and "at most 3.4 GB" in shown["band"]["memory"]["text"]
     facts = dict(shown["facts"])
-    assert facts["Pictures"] == "24, 2 left out" and facts["Learning rate"] == "0.0001" and "Gradient norm" in facts
-    assert {"at noise 0.1", "at noise 0.9", "Validation loss"} <= set(facts)
+    assert facts["Pictures"] == "24" and facts["Skipped"] == "2" and facts["Epoch"] == "10.0 of 10.0"
+    assert facts["Learning rate"] == "0.0001" and "Gradient norm" in facts
+    assert {"at noise 0.1", "at noise 0.9", "Fixed-noise loss"} <= set(facts)
+    assert facts["Measured on"] == "what is trained" and shown["curve"]["held"] is False
+    assert [m["kind"] for m in shown["curve"]["marks"]].count("sample") == 4
     assert shown["download"].endswith(".safetensors")
     assert train.next_step(studio, folder.name) == {"text": "Compare", "on": True, "do": "compare"}
 

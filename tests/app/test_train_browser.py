@@ -34,7 +34,7 @@ class Pretended:
         me = os.getpid()
         self.journal("started", pid=me, born=events.birth(me), from_step=0, steps=200, name="clips", family="wan",
                      device="NVIDIA H100", precision="bf16")  # fmt: skip
-        self.journal("planned", items=40, left_out=3)
+        self.journal("planned", items=40, left_out=3, held=4, per_epoch=20)
         self.samples(0)
 
     def samples(self, step: int) -> None:
@@ -163,7 +163,7 @@ def reading(page: Page) -> None:
 def staying(page: Page, run: Pretended) -> None:
     """What is new comes into the elements that are there."""
     facts = page.locator(".t-facts")
-    expect(facts).to_contain_text("40, 3 left out")
+    expect(facts).to_contain_text("Skipped")
     expect(facts).to_contain_text("Learning rate, text")
     meter = page.get_by_role("meter", name="GPU memory")
     expect(meter).to_have_attribute("aria-valuetext", "13.2 GB of 24.0 GB, at most 19.9 GB")

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import yaml
 
+from gradio_app.parts import facts, gpu
 from gradio_app.parts.eta import Agenda
 from gradio_app.parts.reader import Reader
+from gradio_app.parts.widget import ticket
 from gradio_app.parts.words import to_the_minute
 from gradio_app.studio import Studio
 from gradio_app.tabs import train
 from gradio_app.workspace import write_json
-from tuner.events import birth
+from tuner.events import alive, birth
 
 TOOK = {"step": 2.0, "checkpoint": 3.0, "validation": 5.0, "sample": 20.0, "export": 8.0}
 RECIPE = {"save": {"every": 7}, "validate": {"every": 10, "prompts": ["a cat"]}}
@@ -168,3 +172,72 @@ def test_a_run_is_found_however_many_came_after_it(studio: Studio) -> None:
     assert len(studio.queue.waiting()) == 40 and studio.queue.place(studio.queue.waiting()[-1]["run"]) == 40
     (old / "launched.json").write_text("{}")
     assert studio.running() is None
+
+
+@pytest.mark.parametrize(
+    ("role", "held", "name"), [("validation", True, "Validation loss"), ("train", False, "Fixed-")]
+)
+def test_the_fixed_loss_is_called_what_it_is(studio: Studio, role: str, held: bool, name: str) -> None:
+    """Only what was not trained on validates: by the plan, else by the recipe."""
+    folder = studio.workspace.new_run("one")
+    recipe = {**RECIPE, "family": "ltx", "data": [{"path": "/p"}, {"path": "/q", "role": role}]}
+    events = list(run(20))
+    seen = told(folder, events, recipe)
+    assert seen.curve()["held"] is held and facts.fixed_loss(seen)[0][0].startswith(name)
+    events.insert(
+        1, {"at": 1000.5, "kind": "planned", "items": 8, "left_out": 0, "held": 0 if held else 3, "per_epoch": 4}
+    )
+    seen = told(folder, events, recipe)
+    assert seen.curve()["held"] is not held, "the plan knows better than the recipe"
+    assert dict(facts.told(seen, "video", None))["Epoch"] == "5.0 of 5.0"
+
+
+def test_a_run_on_clips_has_its_phase(tmp_path: Path) -> None:
+    """The engine calls it `cache videos`; it has the same place on the timeline as pictures."""
+    events = [next(run(9)), {"at": 1002.0, "kind": "phase", "name": "cache videos", "done": 3, "of": 12}]
+    seen = told(tmp_path / "run", events)
+    shown = train._phases(seen, "running", train._titles("video"))
+    assert [p["title"] for p in shown if p["state"] == "now"] == ["Read clips"] and shown[1]["percent"] == 25
+    assert train._phase_words(seen, None, train._titles("video"))["headline"] == "Read clips, 3 of 12"
+
+
+def test_a_set_clock_does_not_end_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An hour forth or back: a process is known by its age since the machine started."""
+    me = {"pid": os.getpid(), "born": birth(os.getpid())}
+    assert alive(**me) and not alive(me["pid"], me["born"] + 0.05)
+    for jump in (3600.0, -3600.0):
+        real = psutil.Process.create_time
+        monkeypatch.setattr(psutil.Process, "create_time", lambda self, real=real, jump=jump: real(self) + jump)
+        assert alive(**me)
+        monkeypatch.undo()
+        (tmp_path / "launched.json").write_text(json.dumps({**me, "at": 10_000.0}))
+        start = {**me, "at": 10_000.0 + jump, "kind": "started", "steps": 5, "from_step": 0}
+        assert told(tmp_path, [start]).state == "running"
+        assert told(tmp_path, [start, {"at": start["at"], "kind": "stopped"}]).state == "stopped"
+        (tmp_path / "launched.json").unlink()
+
+
+def test_views_made_after_the_clock_was_set_back_are_still_newer(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = ticket()
+    monkeypatch.setattr("time.time", lambda: 1.0)
+    assert before < ticket() < ticket()
+
+
+def test_the_machine_beside_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A card's temperature by its driver's tool, the disk beside the next save."""
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text("#!/bin/sh\necho '62, 239.61, [N/A]'\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    assert gpu.look() == "62 °C, 240 W"
+    events = [e for e in run(20) if e.get("step", 0) <= 8 and e["kind"] not in ("export", "finished")]
+    folder = tmp_path / "run"
+    seen = told(folder, [{**e, "path": "checkpoints/step-7"} if e["kind"] == "checkpoint" else e for e in events])
+    saved = folder / "checkpoints" / "step-7"
+    saved.mkdir(parents=True)
+    (saved / "x").write_bytes(b"x" * 500)
+    rows = dict(facts.told(seen, "image", psutil.Process()))
+    assert rows["A save takes"] == "500 bytes" and rows["Main memory"].endswith("B") and rows["Free disk"]
+    assert facts.little_room(seen) == ""
+    monkeypatch.setattr(facts.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(9000, 8000, 1000))
+    assert facts.little_room(seen) == "The disk has 1.0 kB left, and a save takes 500 bytes: free some space soon."

@@ -103,6 +103,7 @@ def test_a_finished_run_has_the_files_that_were_promised(straight: Path) -> None
     told = follow(straight / "events.jsonl")[0]
     [planned] = [e for e in told if e["kind"] == "planned"]
     assert planned["items"] > 0 and planned["left_out"] == 0
+    assert planned["held"] == 0 and planned["per_epoch"] > 0
     for memory in (e["memory"] for e in told if e["kind"] == "step"):
         assert 50e6 < memory["used"] <= memory["peak"] < memory["of"]
 
