@@ -26,7 +26,7 @@ from .home import cache_folder
 from .loop import Trainer
 from .prepare import Prepared
 from .progress import progress
-from .recipe import LoraSpec, Recipe
+from .recipe import LoraSpec, LycorisSpec, Recipe
 from .seeds import mix
 from .types import Cond, on_device
 from .validate import Validator
@@ -89,7 +89,7 @@ def load_trainer(ready: Prepared, dtype: torch.dtype, say: Say = lambda *_, **__
     inner, tell, groups = adapter, None, []
     if getattr(recipe.adapter, "text", None) is not None:
         adapter = _with_text(ready, adapter, dtype)
-        tell, groups = adapter.text.tell, [_text_group(recipe, adapter.text.parameters(), adapter.text.stop)]
+        tell, groups = adapter.text.tell, _text_groups(recipe, adapter.text.parameters(), adapter.text.stop)
     for component in parts.components.values():  # the denoiser, and a ControlNet beside it
         if isinstance(component, torch.nn.Module):
             component.to(accelerator.device).train()
@@ -118,7 +118,7 @@ def load_trainer(ready: Prepared, dtype: torch.dtype, say: Say = lambda *_, **__
 def _with_text(ready: Prepared, adapter: Adapter, dtype: torch.dtype) -> WithText:
     """The adapter with the one of the text encoders, which come onto the device."""
     recipe, family = ready.recipe, ready.family
-    assert isinstance(recipe.adapter, LoraSpec)
+    assert isinstance(recipe.adapter, LoraSpec | LycorisSpec)
     assert recipe.adapter.text is not None
     whole = quantise.Place("none", dtype, ready.device.torch)  # what trains is never quantised
     encoders = quantise.encoders(
@@ -127,16 +127,20 @@ def _with_text(ready: Prepared, adapter: Adapter, dtype: torch.dtype) -> WithTex
     torch.manual_seed(mix(recipe.train.seed, "text adapter"))
     stop = max(1, round((recipe.adapter.text.until or 1.0) * recipe.train.steps))
     both = adapters.with_text(adapter, recipe.adapter, family, encoders, stop)
+    adapters.begin(both, recipe.adapter, family, ready.source)
     if recipe.memory.checkpointing:
         both.text.checkpoint()
     return both
 
 
-def _text_group(recipe: Recipe, parameters: list[torch.nn.Parameter], stop: int) -> optimizers.Group:
-    assert isinstance(recipe.adapter, LoraSpec)
+def _text_groups(recipe: Recipe, parameters: list[torch.nn.Parameter], stop: int) -> list[optimizers.Group]:
+    """The text encoders' own rate; nothing where they are held as they are."""
+    assert isinstance(recipe.adapter, LoraSpec | LycorisSpec)
     assert recipe.adapter.text is not None
+    if not parameters:
+        return []
     assert recipe.adapter.text.lr is not None
-    return optimizers.Group("text", parameters, recipe.adapter.text.lr, stop)
+    return [optimizers.Group("text", parameters, recipe.adapter.text.lr, stop)]
 
 
 def _speed_and_memory(ready: Prepared, network: Any) -> None:

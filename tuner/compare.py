@@ -21,7 +21,6 @@ from safetensors import SafetensorError
 from . import adapters, device, families, prepare, quantise, sample
 from .adapters import controlnet, lora
 from .adapters.start import find
-from .adapters.text import weigh
 from .data import tensor
 from .data.buckets import frame
 from .device import Device
@@ -29,8 +28,8 @@ from .errors import UserError
 from .events import birth
 from .family import Family, Request
 from .formats import apply, dialects, file, write
-from .formats.layers import Contents
-from .formats.places import Places, shapes
+from .formats.layers import Contents, Layer
+from .formats.places import Places, shapes, text_names
 from .recipe import LycorisSpec, MemorySpec, Model, Quantisation, explain, setting
 from .run import Controls
 from .source import Source
@@ -273,9 +272,9 @@ class _Contender:
 
     def _with(self, given: file.File) -> Parts:
         """An adapter file: through the library's own loader where that reads all of it, else through ours."""
-        if file.STATED in given.metadata:
-            return self._held(self._fresh(self.source), lambda parts: self._lycoris(parts, given))
         speaks = bool(self.family.trainable_text) and any(name.startswith(TEXT) for name in given.tensors)
+        if file.STATED in given.metadata:
+            return self._held(self._fresh(self.source, speaks), lambda parts: self._lycoris(parts, given))
         read: list[Contents] = []
 
         def put(parts: Parts) -> bool:
@@ -295,8 +294,12 @@ class _Contender:
         """A checkpoint of ours, whose scales stand in its settings."""
         spec = LycorisSpec.model_validate_json(given.metadata[file.STATED])
         adapter: Any = adapters.build(spec, self.family, parts)
-        adapter.load_state_dict(given.tensors)
         adapter.strength = self.contender.strength
+        if spec.text is not None:
+            adapter = adapters.with_text(adapter, spec, self.family, parts, stop=1)
+            for one in adapter.text.adapters.values():
+                one.strength = self.contender.strength
+        adapter.load_state_dict(given.tensors)
         return True
 
     def _attached(self, parts: Parts, given: file.File, speaks: bool, read: list[Contents]) -> bool:
@@ -322,21 +325,29 @@ class _Contender:
             self._load(parts, given.path, speaks)
         except (ValueError, LookupError, RuntimeError, OSError, TypeError, AttributeError, AssertionError):
             return False  # its conversions expect the published sizes, and end in all kinds of errors at others
-        wanted = {x.module for x in contents.layers if x.part == parts.denoiser}
-        there = {name for name, m in parts.network.named_modules() if isinstance(m, BaseTunerLayer)}
-        return wanted <= there
+        return all(
+            _reached(network, [x for x in contents.layers if x.part == part]) for part, network in networks.items()
+        )
 
     def _load(self, parts: Parts, path: Path, speaks: bool) -> None:
         lora.attach(self.family, parts, path, self.contender.strength)
-        if speaks:
-            weigh(self.family, parts, self.contender.strength)
+        for part in self.family.trainable_text if speaks else ():
+            lora.weigh(parts[part], self.contender.strength)
+
+
+def _reached(network: torch.nn.Module, layers: Sequence[Layer]) -> bool:
+    """Whether a loader has put something on every module that these layers change."""
+    there = {name for name, m in network.named_modules() if isinstance(m, BaseTunerLayer)}
+    return all(there & set(text_names(layer.module)) for layer in layers)
 
 
 class _Unread(Exception):
     """The library's own loader does not read this file."""
 
 
-TEXT = ("text_encoder", "lora_te", "te1_", "te2_")
+TEXT = (
+    "text_encoder", "lora_te", "te1_", "te2_", "lycoris_text_", "base_model.model.text_", "clip_l.", "clip_g.",
+)  # fmt: skip
 """How keys begin that speak of a text encoder."""
 PEFT_ONLY = (".miss_block", ".hra_u", ".ia3_l")
 """Endings of checkpoints that peft alone can load."""

@@ -100,7 +100,7 @@ def prepare(recipe: Recipe, progress: Callable[[int, int], None] | None = None) 
     where = device.pick()
     device.check_precision(recipe, where)
     geometry = family.geometry(source)
-    recipe = resolve(recipe, family, source, geometry, where)
+    asked, recipe = recipe.adapter, resolve(recipe, family, source, geometry, where)
     memory, chosen = quantisation(recipe.memory, family, source, where, device.storage(recipe, where))
     recipe = recipe.model_copy(update={"memory": memory})
     built = [extensions.build(spec, i) for i, spec in enumerate(recipe.extensions)]
@@ -110,6 +110,7 @@ def prepare(recipe: Recipe, progress: Callable[[int, int], None] | None = None) 
     made = plan.plan(found, recipe.data, recipe.media, recipe.media.resolutions or [], geometry)
     ready = Prepared(recipe, family, source, objective, geometry, where, built, found, made)
     ready.problems += [*chosen, *found.problems, *made.problems, *_data_problems(ready), *_settings(ready)]
+    ready.problems += _begun(ready, asked)
     return ready
 
 
@@ -173,22 +174,36 @@ def resolve(recipe: Recipe, family: Family, source: Source, geometry: Geometry, 
 
 def _adapter(recipe: Recipe, family: Family, source: Source, lr: float) -> AdapterSpec:
     spec = recipe.adapter
-    if isinstance(spec, LycorisSpec):
-        return _lycoris_start.understood(spec, family, source) if spec.start else spec.filled()
+    if isinstance(spec, LoraSpec | LycorisSpec):
+        return _with_text(_understood(spec, family, source), family, lr)
     if isinstance(spec, ControlSpec) and family.control is not None:
         form = spec.form or family.control.forms[0]
         alpha = spec.alpha or float(spec.rank) if form == "lora" else spec.alpha
         return spec.model_copy(update={"form": form, "alpha": alpha})
-    if not isinstance(spec, LoraSpec):
-        return spec
+    return spec
+
+
+def _understood(spec: LoraSpec | LycorisSpec, family: Family, source: Source) -> LoraSpec | LycorisSpec:
+    """With what the file says from which the run begins, and with usual values."""
+    if isinstance(spec, LycorisSpec):
+        return _lycoris_start.understood(spec, family, source) if spec.start else spec.filled()
     if spec.start:
         spec = start.understood(spec, family, source)
-    elif spec.alpha is None and not spec.ranks:  # else each layer's own rank
+    if spec.alpha is None and not spec.ranks:  # else each layer's own rank
         spec = spec.model_copy(update={"alpha": float(spec.rank)})
+    return spec
+
+
+def _with_text(spec: LoraSpec | LycorisSpec, family: Family, lr: float) -> LoraSpec | LycorisSpec:
+    """The settings of the text encoders written out."""
     if (text := spec.text) is None:
         return spec
-    rank, every = text.rank or spec.rank, text.parts or list(family.trainable_text) or None
-    own = {"rank": rank, "lr": text.lr or lr, "alpha": text.alpha or float(rank), "parts": every}
+    own: dict[str, Any] = {"parts": text.parts or list(family.trainable_text) or None}
+    if not text.frozen:
+        own["lr"] = text.lr or lr
+    if isinstance(spec, LoraSpec):
+        own["rank"] = text.rank or spec.rank
+        own["alpha"] = text.alpha or (None if text.ranks else float(own["rank"]))  # type: ignore[attr-defined]
     return spec.model_copy(update={"text": text.model_copy(update=own)})
 
 
@@ -290,6 +305,32 @@ def formats(ready: Prepared) -> Iterator[Problem]:
         yield Problem("error", "save.formats", text, {"save.formats": []})
 
 
+def _begun(ready: Prepared, asked: AdapterSpec) -> Iterator[Problem]:
+    """What an adapter that the run goes on from brings to the text encoders, where the recipe says another thing.
+
+    asked: as the recipe has it.
+    """
+    path, text = getattr(asked, "start", None), getattr(ready.recipe.adapter, "text", None)
+    if path is None or text is None or asked.kind == "controlnet":
+        return
+    there = start.text_parts(path, ready.family, ready.source)
+    if getattr(asked, "text", None) is None:
+        said = (
+            f"adapter.start: {path} changes {', '.join(there)} too. That part acts and is written into the result, but "
+            "does not learn; set adapter.text.frozen: false to train it as well."
+        )
+        yield Problem("note", "adapter.text", said, {"adapter.text": {"frozen": False}})
+    elif text.frozen and not there:
+        said = (
+            f"adapter.text.frozen holds the text encoders' part of adapter.start, but {path} has none; remove "
+            "adapter.text, or set adapter.text.frozen: false to train them from the beginning."
+        )
+        yield Problem("error", "adapter.text.frozen", said, {"adapter.text": None})
+    elif new := [part for part in text.parts if part not in there]:
+        said = f"adapter.start: {path} says nothing of {', '.join(new)}, whose adapter begins anew."
+        yield Problem("note", "adapter.text.parts", said)
+
+
 def _text(ready: Prepared) -> Iterator[Problem]:
     """Training of the text encoders that the family can train: what cannot be, and what it means for the cache."""
     text, family, source = getattr(ready.recipe.adapter, "text", None), ready.family, ready.source
@@ -306,7 +347,8 @@ def _text(ready: Prepared) -> Iterator[Problem]:
         rest = (
             "nothing of them is cached" if family.retells_all else f"only what {known} does not say of them is cached"
         )
-        said = f"{', '.join(text.parts)} trains: captions and prompts are encoded anew in every step, {rest}."
+        does = "is held as adapter.start has it" if text.frozen else "trains"
+        said = f"{', '.join(text.parts)} {does}: captions and prompts are encoded anew in every step, {rest}."
         yield Problem("note", "adapter.text", said)
     train, method = ready.recipe.train, ready.recipe.memory.quantise_text
     if method != "none" and family.retells_all:
@@ -315,7 +357,7 @@ def _text(ready: Prepared) -> Iterator[Problem]:
             "rounded weights do not train; set memory.quantise_text to none."
         )
         yield Problem("error", "memory.quantise_text", said, {"memory.quantise_text": "none"})
-    if train.optimizer == "prodigy" and text.lr != train.lr:
+    if train.optimizer == "prodigy" and not text.frozen and text.lr != train.lr:
         said = (
             f"adapter.text.lr is {text.lr:g}, but prodigy has one step size for all; set it to train.lr, {train.lr:g}."
         )

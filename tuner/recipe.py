@@ -36,7 +36,7 @@ def setting(default: Any, description: str, level: Level = "advanced", **limits:
 
 
 class TextSpec(Model):
-    """A LoRA on the text encoders (CLIP), trained together with the denoiser's."""
+    """The adapter's part on the text encoders (CLIP), of the same kind as the denoiser's."""
 
     lr: float | None = setting(
         None, "Learning rate of the text encoders; empty: as train.lr. A third to a half of it is usual", gt=0
@@ -46,8 +46,32 @@ class TextSpec(Model):
     parts: list[str] | None = setting(
         None, "Which of them, as text_encoder or text_encoder_2; empty: all that the family can train", min_length=1
     )
+    targets: list[str] | None = setting(
+        None,
+        "Which of their layers: name endings such as q_proj, fc1, or text_encoder_2.text_model. ...; empty: all linear "
+        "layers of the blocks whose answer is used",
+        "expert",
+        min_length=1,
+    )
     until: float | None = setting(
         None, "Share of the run after which they stand still; empty trains them to the end", gt=0, le=1
+    )
+    frozen: bool = setting(
+        False, "Hold what adapter.start says of them: it acts and is part of the result, but does not learn"
+    )
+
+
+class LoraTextSpec(TextSpec):
+    """A LoRA on the text encoders (CLIP) beside the denoiser's."""
+
+    ranks: dict[str, Annotated[int, Field(ge=1)]] = setting(
+        {}, "Other ranks for some of their layers, as in adapter.ranks; names begin with text_encoder", "expert"
+    )
+    alphas: dict[str, Annotated[float, Field(gt=0)]] = setting(
+        {}, "Other alphas for some of their layers, named as in ranks", "expert"
+    )
+    form: Literal["plain", "dora", "bias"] | None = setting(
+        None, "plain, or with DoRA, or with biases; empty: as adapter.dora and adapter.bias say", "expert"
     )
 
 
@@ -67,7 +91,7 @@ class LoraSpec(Model):
         {}, "Other alphas for some layers, named as in ranks; empty `alpha` means each layer's own rank", "expert"
     )
     dropout: float = setting(0.0, "Share of adapter inputs dropped at random while training", "expert", ge=0, lt=1)
-    text: TextSpec | None = setting(None, "Train the text encoders too; empty leaves them as they are")
+    text: LoraTextSpec | None = setting(None, "Train the text encoders too; empty leaves them as they are")
     dora: bool = setting(
         False, "Train the size of each output apart from its direction (DoRA): closer to full rank, slower"
     )
@@ -86,6 +110,17 @@ class LoraSpec(Model):
         None,
         "Go on from this adapter: a file, a run folder or a checkpoint. Ranks, alphas and layers are taken from it",
     )
+
+    def of_text(self) -> LoraSpec:
+        """The same settings for the text encoders, with `text` written over them."""
+        text = self.text or LoraTextSpec()
+        return self.model_copy(
+            update={
+                "rank": text.rank or self.rank, "alpha": text.alpha, "ranks": text.ranks, "alphas": text.alphas,
+                "dora": text.form == "dora" if text.form else self.dora,
+                "bias": text.form == "bias" if text.form else self.bias, "text": None,
+            }
+        )  # fmt: skip
 
 
 class PeftSpec(Model):
@@ -199,6 +234,14 @@ class LycorisKnobs(Model):
         return self.model_copy(update={k: v for k, v in usual.items() if k in self.read()})
 
 
+class LycorisTextSpec(TextSpec):
+    """A LyCORIS adapter on the text encoders (CLIP) beside the denoiser's."""
+
+    algorithms: dict[str, LycorisKnobs] = setting(
+        {}, "Other settings for some of their layers, as in adapter.algorithms; names begin with text_encoder", "expert"
+    )
+
+
 class LycorisSpec(LycorisKnobs):
     """A LyCORIS adapter on the denoiser (lycoris-lora)."""
 
@@ -212,6 +255,7 @@ class LycorisSpec(LycorisKnobs):
         "each entry complete but for rank and alpha, which it takes from above; the first pattern that fits counts",
         "expert",
     )
+    text: LycorisTextSpec | None = setting(None, "Train the text encoders too; empty leaves them as they are")
     start: str | None = setting(
         None,
         "Go on from this adapter: a file, a run folder or a checkpoint. Its algorithms, ranks, alphas and layers are "
@@ -223,6 +267,14 @@ class LycorisSpec(LycorisKnobs):
         whole = super().filled(rank, alpha)
         others = {k: v.filled(self.rank or rank, self.alpha or alpha) for k, v in self.algorithms.items()}
         return whole.model_copy(update={"algorithms": others})
+
+    def of_text(self) -> LycorisSpec:
+        """The same settings for the text encoders, with `text` written over them; what is empty is written out."""
+        text = self.text or LycorisTextSpec()
+        alpha = text.alpha or (float(text.rank) if text.rank else self.alpha)
+        own = {"rank": text.rank or self.rank, "alpha": alpha, "algorithms": text.algorithms, "text": None}
+        own = {k: v for k, v in own.items() if k in ("algorithms", "text") or k in self.read()}
+        return self.model_copy(update=own).filled()
 
     def of(self, module: str) -> LycorisKnobs:
         """The settings of one module, by its full name."""

@@ -282,7 +282,7 @@ def test_a_run_goes_on_from_an_adapter(folders: dict[str, Path], tmp_path: Path)
     again = bench(folders, "flux1", spec, seed=5)
     assert again.adapter.shapes == on.adapter.shapes
     close(again.answer(), live)
-    with pytest.raises(UserError, match=r"adapter\.rank and adapter\.alpha make 8 .* has 2"):
+    with pytest.raises(UserError, match=r"adapter\.rank and alpha make 8 .* has 2"):
         understood(LoraSpec(start=path, rank=8), family, source)
     with pytest.raises(UserError, match=r"adapter\.dora is False"):
         understood(LoraSpec(start=path, dora=False), family, source)

@@ -12,7 +12,7 @@ from torch import Tensor
 from tests.families.case import LONG, SHORT, Case, Rig, assert_same, generator, show
 from tests.families.cases import all_cases
 from tuner import adapters, families
-from tuner.recipe import LoraSpec, TextSpec
+from tuner.recipe import LoraSpec, LoraTextSpec
 from tuner.types import Parts
 
 CASES = [n for n, c in all_cases().items() if families.get(c.family).trainable_text]
@@ -33,7 +33,7 @@ def encoders(rig: Rig) -> Parts:
 
 def trained(rig: Rig, checkpointing: bool = False, rank: int = 2) -> tuple[adapters.WithText, Callable[[], Tensor]]:
     """(adapter, one forward and backward pass that returns the answer)."""
-    spec = LoraSpec(rank=rank, text=TextSpec(lr=1e-3, rank=rank, parts=list(rig.family.trainable_text)))
+    spec = LoraSpec(rank=rank, text=LoraTextSpec(lr=1e-3, rank=rank, parts=list(rig.family.trainable_text)))
     torch.manual_seed(3)
     inner = adapters.build(spec, rig.family, rig.parts)
     adapter = adapters.with_text(inner, spec, rig.family, encoders(rig), stop=9)

@@ -58,6 +58,7 @@ KINDS: dict[str, Kind] = {
             "BOFT": {"algorithm": "boft"},
             "GLoRA": {"algorithm": "glora"},
             "full difference": {"algorithm": "full"},
+            "text encoders": {"text": {}},
         },
     ),
     "full": Kind("Full rank", FullSpec),
@@ -80,24 +81,32 @@ def build(spec: AdapterSpec, family: Family, parts: Parts) -> Adapter:
 
 
 def begin(adapter: Adapter, spec: AdapterSpec, family: Family, source: Source) -> None:
-    """Give a fresh adapter the values of the one from which the recipe goes on, if it names one."""
-    module, filling = _module(spec.kind), adapter
-    if isinstance(spec, LoraSpec) and spec.start:
-        assert isinstance(filling, module.Lora)
-        filling.fill(module.start.lora_of(spec.start, family, source))
-    if isinstance(spec, LycorisSpec) and spec.start:
-        assert isinstance(filling, module.Lycoris)
-        filling.begin(family, source)
+    """Give a fresh adapter the values of the one from which the recipe goes on, if it names one.
+
+    adapter: the denoiser's, or what `with_text` made, of which the text encoders' part is meant.
+    """
+    if isinstance(spec, LoraSpec | LycorisSpec) and spec.start:
+        filling: Any = adapter
+        filling.begin(spec, family, source)
 
 
 def refuses(family: Family, recipe: Recipe) -> str | None:
     """A sentence for the user when this family cannot be trained as `recipe.adapter` asks, or its settings contradict
     each other."""
-    if getattr(recipe.adapter, "text", None) is not None and not family.trainable_text:
+    text = getattr(recipe.adapter, "text", None)
+    if text is not None and not family.trainable_text:
         return (
             f"adapter.text is set, but {family.name} trains without its text encoders ({family.encoders}): captions "
             "are cached, and no other tool reads such adapters; remove it."
         )
+    if text is not None and text.frozen:
+        if getattr(recipe.adapter, "start", None) is None:
+            return (
+                "adapter.text.frozen holds the text encoders' part of adapter.start, which is empty; remove "
+                "adapter.text.frozen to train them, or adapter.text to leave them as they are."
+            )
+        if idle := [k for k in ("lr", "until") if getattr(text, k) is not None]:
+            return f"adapter.text.{idle[0]} has no meaning with adapter.text.frozen; remove one of them."
     return _module(recipe.adapter.kind).refuses(family, recipe)
 
 
@@ -115,7 +124,7 @@ def refused(family: Family) -> dict[tuple[str, str], str]:
     return found
 
 
-def with_text(inner: Adapter, spec: LoraSpec, family: Family, parts: Parts, stop: int) -> WithText:
+def with_text(inner: Adapter, spec: LoraSpec | LycorisSpec, family: Family, parts: Parts, stop: int) -> WithText:
     """The denoiser's adapter with one on the text encoders beside it; loads its module.
 
     parts: what `Family.retelling_parts` names. stop: the step from which on they stand still.

@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from ..adapter import Named
 from ..errors import UserError
 from ..family import Family
+from ..types import Parts
 
 
 class Injected(Named):
-    """An adapter that peft injected into the denoiser.
+    """An adapter that peft injected into a network: the denoiser, or a text encoder (`part` says which).
 
     modules: full name in the network without the adapter → peft's layer. names: parameter in the network → its name in
     files, `transformer.<layer>.lora_A.weight`.
@@ -26,11 +27,10 @@ class Injected(Named):
     def __init__(self, config: peft.PeftConfig, denoiser: nn.Module, part: str, layers: list[str]) -> None:
         self.config = config
         self.denoiser: Any = denoiser.requires_grad_(False)
-        # the second expert of a model is written under the first one's name: a loader is told which it is for
-        self.part = part.removesuffix("_2")
-        if hasattr(denoiser, "add_adapter"):
+        self.part = part
+        if hasattr(denoiser, "load_lora_adapter"):
             self.denoiser.add_adapter(self.config)  # pyrefly: ignore[not-callable]
-        else:  # networks of diffusers without its PeftAdapterMixin
+        else:  # text encoders, and networks of diffusers without its PeftAdapterMixin
             peft.inject_adapter_in_model(self.config, self.denoiser)
         self.modules: dict[str, Any] = {n: m for n, m in denoiser.named_modules() if isinstance(m, BaseTunerLayer)}
         if set(self.modules) != set(layers):
@@ -63,6 +63,12 @@ class Injected(Named):
     def _enable(self, on: bool) -> None:
         for module in self.modules.values():
             module.enable_adapters(on)
+
+
+def stem(parts: Parts) -> str:
+    """What names of the denoiser begin with. The second expert of a model is written under the first one's name: a
+    loader is told which it is for."""
+    return parts.denoiser.removesuffix("_2")
 
 
 def blended(module: Any, strength: float) -> Any:

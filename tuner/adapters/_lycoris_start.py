@@ -5,17 +5,16 @@ from __future__ import annotations
 import importlib
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
-
-from torch import nn
 
 from ..errors import UserError
 from ..family import Family
 from ..formats import file as opened
-from ..formats import write
+from ..formats import places, write
 from ..formats.layers import Layer
-from ..recipe import LycorisKnobs, LycorisSpec
+from ..recipe import LycorisKnobs, LycorisSpec, LycorisTextSpec
 from ..source import Source
 from . import start
 
@@ -24,41 +23,78 @@ ALGORITHMS = {
     "diff": "full",
 }  # fmt: skip
 """Kind of a layer → the algorithm that trains it on; DyLoRA's files are plain LoRAs."""
-FREE = {"kind", "start", "dropout", "rank_dropout", "module_dropout"}
-"""Settings that no file says: they are the recipe's."""
+FREE = {"kind", "start", "dropout", "rank_dropout", "module_dropout", "text"}
+"""Settings that no file says, or that are compared by themselves."""
 
 
 def understood(spec: LycorisSpec, family: Family, source: Source) -> LycorisSpec:
-    """The recipe's adapter with what the file of `start` says written out.
+    """The recipe's adapter with what the file of `start` says written out, of the text encoders too.
 
     Raises `UserError` when a setting that was given says something else.
     """
     assert spec.start is not None
     path = start.find(spec.start)
     stated = opened.header(path).get(opened.STATED) if path.is_file() else None
-    said = (
-        json.loads(stated) if stated else _of_layers(layers_of(spec, family, source), source.outline(family.denoiser))
-    )
-    said = {k: v for k, v in said.items() if k not in FREE}
-    filled = LycorisSpec.model_validate({"kind": "lycoris", **said}).filled()
+    if stated:
+        whole = LycorisSpec.model_validate(json.loads(stated)).filled()
+        said = whole.model_copy(update={"text": _checkpointed(whole, path, family, source)})
+    else:
+        said = _of_layers(layers_of(spec, family, source), spec, family, source)
     for key in sorted(spec.model_fields_set - FREE):
-        given, own = getattr(spec, key), getattr(filled, key)
+        given, own = getattr(spec, key), getattr(said, key)
         if given not in (None, own):
-            shown = own if isinstance(own, str | int | float | None) else "others"
-            raise UserError(
-                f"adapter.{key} is {given}, but the adapter {spec.start} was trained with {shown}; leave adapter.{key} "
-                "out to take that of the file."
-            )
-    return filled.model_copy(update={k: getattr(spec, k) for k in FREE if k in LycorisSpec.model_fields})
+            raise UserError(_other(f"adapter.{key}", given, own, spec.start))
+    text = _text(spec, said.text, family, source)
+    free = {k: getattr(spec, k) for k in FREE if k in LycorisSpec.model_fields}
+    return said.model_copy(update={**free, "text": text})
+
+
+def _other(where: str, given: Any, own: Any, path: str) -> str:
+    shown = own if isinstance(own, str | int | float | None) else "others"
+    return (
+        f"{where} is {given}, but the adapter {path} was trained with {shown}; leave {where} out to take that of the "
+        "file."
+    )
+
+
+def _text(spec: LycorisSpec, said: LycorisTextSpec | None, family: Family, source: Source) -> LycorisTextSpec | None:
+    """The recipe's settings of the text encoders, with what the file says of them written out."""
+    if said is None:
+        return spec.text
+    given, told = spec.text or LycorisTextSpec(frozen=True), {}
+    for key in ("rank", "alpha", "algorithms", "targets"):
+        asked, own = getattr(given, key), getattr(said, key)
+        if asked not in (None, {}, own) and not (key == "targets" and set(own) <= set(asked)):
+            raise UserError(_other(f"adapter.text.{key}", asked, own, str(spec.start)))
+        told[key] = own if asked in (None, {}) else asked
+    given = given.model_copy(update={**told, "parts": given.parts or said.parts})
+    more = start.further(given, said.parts or (), family, source)
+    return given.model_copy(update={"targets": [*(given.targets or ()), *more]})
+
+
+def _checkpointed(spec: LycorisSpec, path: Path, family: Family, source: Source) -> LycorisTextSpec | None:
+    """What a checkpoint says of the text encoders: its settings, and the layers that it has."""
+    if spec.text is None:
+        return None
+    keys, own = list(opened.read(path).tensors), spec.of_text()
+    names = [
+        name
+        for part in family.trainable_text
+        if any(k.startswith(f"{part}.") for k in keys)
+        for name in (start.text_name(part, module) for module in places.shapes(source.outline(part)))
+        if any(k.startswith(f"{name}.") for k in keys)
+    ]
+    parts = [p for p in family.trainable_text if any(n.startswith(f"{p}.") for n in names)]
+    return LycorisTextSpec(rank=own.rank, alpha=own.alpha, algorithms=spec.text.algorithms, targets=names, parts=parts)
 
 
 def layers_of(spec: LycorisSpec, family: Family, source: Source) -> list[Layer]:
     """The layers of the file of `start`. Raises `UserError` for what no LyCORIS algorithm trains on."""
     assert spec.start is not None
     path = start.find(spec.start)
-    layers = start.layers_of(path, family, source)
+    layers = start.joined(start.layers_of(path, family, source))
     for layer in layers:
-        odd = {"base_magnitude": "DoRA as ComfyUI divides it", "biased": "IA3 of peft", "bm": "GLoRA with a core"}
+        odd = {"biased": "IA3 of peft", "bm": "GLoRA with a core"}
         if found := [told for name, told in odd.items() if name in layer.tensors]:
             raise UserError(
                 f"adapter.start: {path} has {found[0]} on {layer.module}, which cannot be trained on as LyCORIS; start "
@@ -69,24 +105,56 @@ def layers_of(spec: LycorisSpec, family: Family, source: Source) -> list[Layer]:
     return layers
 
 
-def _of_layers(layers: Sequence[Layer], network: nn.Module) -> dict[str, Any]:
-    """Settings of `LycorisSpec`: those of most layers, and by name where a layer has others."""
-    shapes = {x.module: tuple(network.get_submodule(x.module).weight.shape) for x in layers}  # pyrefly: ignore
-    kronecker = [_splits(x, shapes[x.module]) for x in layers if x.kind == "lokr"]
+def _of_layers(layers: Sequence[Layer], spec: LycorisSpec, family: Family, source: Source) -> LycorisSpec:
+    """Settings of `LycorisSpec`: those of most layers, and by name where a layer has others.
+
+    spec: what holds for the denoiser where the file says nothing of it.
+    """
+    text = start.of_text(layers, family)
+    own = [layer for layer in layers if layer.part not in family.trainable_text]
+    whole = spec.filled()
+    if own:
+        usual, others, names = _found({x.module: x for x in own}, {family.denoiser: own}, source)
+        whole = LycorisSpec.model_validate({**usual, "targets": names, "algorithms": others}).filled()
+    whole = whole.model_copy(update={"text": None})
+    if not text:
+        return whole
+    parts = {part: [x for x in text if x.part == part] for part in start.parts_of(text, family)}
+    usual, others, names = _found({start.text_name(x.part, x.module): x for x in text}, parts, source)
+    told = {"parts": list(parts), "targets": names, "rank": usual.get("rank"), "alpha": usual.get("alpha")}
+    base = whole.model_copy(update={"text": LycorisTextSpec.model_validate(told)}).of_text()
+    asked = LycorisKnobs.model_validate(usual).filled()
+    if any(getattr(base, k) != getattr(asked, k) for k in {"algorithm", *asked.read()} - FREE):
+        told |= {"rank": None, "alpha": None}
+        others = {**others, "*": usual}
+    return whole.model_copy(update={"text": LycorisTextSpec.model_validate({**told, "algorithms": others})})
+
+
+Found = tuple[dict[str, Any], dict[str, dict[str, Any]], list[str]]
+
+
+def _found(named: Mapping[str, Layer], parts: Mapping[str, Sequence[Layer]], source: Source) -> Found:
+    """(settings of most layers, by name those of the others, all names)."""
+    outlines = {part: source.outline(part) for part in parts}
+    shapes: dict[int, tuple[int, ...]] = {
+        id(x): tuple(outlines[part].get_submodule(x.module).weight.shape)  # pyrefly: ignore
+        for part, layers in parts.items()
+        for x in layers
+    }
+    kronecker = [_splits(x, shapes[id(x)]) for x in named.values() if x.kind == "lokr"]
     shared = set.intersection(*kronecker) if kronecker else set()
     found = {}
-    for layer in layers:
+    for name, layer in named.items():
         own = _settings(layer)
         if layer.kind == "lokr":
-            splits = shared or _splits(layer, shapes[layer.module])
+            splits = shared or _splits(layer, shapes[id(layer)])
             if not splits:
-                raise UserError(f"adapter.start: no factor of LoKr makes the shapes of {layer.module}; it is damaged.")
+                raise UserError(f"adapter.start: no factor of LoKr makes the shapes of {name}; it is damaged.")
             factor, unbalanced = min(splits)
             own |= {"factor": factor or None, "unbalanced": unbalanced}
-        found[layer.module] = own
+        found[name] = own
     usual = json.loads(Counter(json.dumps(s, sort_keys=True) for s in found.values()).most_common(1)[0][0])
-    others = {name: own for name, own in found.items() if own != usual}
-    return {**usual, "targets": list(found), "algorithms": others}
+    return usual, {name: own for name, own in found.items() if own != usual}, list(found)
 
 
 def _settings(layer: Layer) -> dict[str, Any]:
@@ -104,6 +172,8 @@ def _settings(layer: Layer) -> dict[str, Any]:
     if layer.rank is not None:
         own |= {"rank": layer.rank, "alpha": float(layer.rank if layer.alpha is None else layer.alpha)}
         own["tucker"] = bool({"mid", "t1", "t2"} & set(t))
+    if "base_magnitude" in t:
+        own |= {"dora": True, "dora_on": "output"}
     if "magnitude" in t:
         by_columns = t["magnitude"].ndim > 1 and t["magnitude"].shape[0] == 1
         own |= {"dora": True, "dora_on": "input" if by_columns else "output"}

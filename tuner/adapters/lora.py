@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,17 +24,18 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from ..adapter import on_cpu
+from ..adapter import Adapter, on_cpu
 from ..errors import UserError
 from ..family import Family
 from ..formats import write
 from ..formats.apply import plain_weight
 from ..formats.file import METADATA
-from ..formats.layers import Layer
+from ..formats.layers import Layer, by_itself
 from ..recipe import LoraSpec, Recipe
+from ..source import Source
 from ..types import Parts
 from . import start
-from ._injected import Injected, blended, layers_for
+from ._injected import Injected, blended, layers_for, stem
 
 FIRST = "first"
 """Name in peft of the frozen adapter that holds the first factors."""
@@ -43,14 +44,14 @@ Shapes = dict[str, tuple[int, float]]
 
 
 class Lora(Injected):
-    """A LoRA on the denoiser. Its state has the names of the exported file: `transformer.<layer>.lora_A.weight`."""
+    """A LoRA on a network. Its state has the names of the exported file: `transformer.<layer>.lora_A.weight`."""
 
-    def __init__(self, spec: LoraSpec, denoiser: nn.Module, part: str, layers: list[str]) -> None:
-        self.shapes = start.shapes(spec, layers)
+    def __init__(self, spec: LoraSpec, network: nn.Module, part: str, shapes: Shapes) -> None:
+        self.shapes = shapes
         self.doubled = spec.init in ("pissa", "olora")
         simple = {"gaussian": "gaussian"}.get(spec.init, True)
         own = {"lora_dropout": spec.dropout, "use_dora": spec.dora, "lora_bias": spec.bias, "init_lora_weights": simple}
-        super().__init__(config(self.shapes, layers, own), denoiser, part, layers)
+        super().__init__(config(shapes, list(shapes), own), network, part, list(shapes))
         if spec.init in ("orthogonal", "pissa", "olora"):
             for name, module in self.modules.items():
                 self._begin(name, module, spec)
@@ -127,9 +128,15 @@ class Lora(Injected):
             found.append(Layer(self.part, name, "lora", tensors, alpha))
         return found
 
-    def fill(self, layers: Sequence[Layer]) -> None:
-        """Take the values of `layers`, whose ranks and alphas are this adapter's. Raises `UserError` for others."""
-        given = {layer.module: layer for layer in layers}
+    def begin(self, spec: LoraSpec, family: Family, source: Source) -> None:
+        """Take the values of the adapter that the settings name; of a network of which it says nothing, none.
+
+        Raises `UserError` for one of other layers, ranks or alphas.
+        """
+        assert spec.start is not None
+        given = {x.module: x for x in start.lora_of(spec.start, family, source) if x.part == self.part}
+        if not given:
+            return
         if missing := sorted(set(self.modules) ^ set(given)):
             more = "it has" if missing[0] in given else "it lacks"
             raise UserError(
@@ -139,6 +146,9 @@ class Lora(Injected):
         names = {"A": "down", "B": "up", "magnitude": "magnitude", "bias": "bias"}
         with torch.no_grad():
             for name, module in self.modules.items():
+                weight = plain_weight(module.base_layer)
+                assert weight is not None
+                given[name] = by_itself(given[name], weight)
                 for ours, own in _tensors(module).items():
                     value = given[name].tensors.get(names[ours])
                     if value is None or value.numel() != own.numel():
@@ -203,14 +213,19 @@ def attach(family: Family, parts: Parts, path: Path, strength: float) -> None:
         )
     else:
         _inject(network, path, f"{parts.denoiser}.")
-    layers: list[Any] = [m for m in network.modules() if isinstance(m, BaseTunerLayer)]
-    if not layers:
+    if not weigh(network, strength):
         raise ValueError("none of its layers is one of this network's")
+
+
+def weigh(network: nn.Module, strength: float) -> int:
+    """Multiply the effect of what a loader has put on a network; returns the number of layers that it is on."""
+    layers: list[Any] = [m for m in network.modules() if isinstance(m, BaseTunerLayer)]
     for layer in layers:
         if isinstance(layer, LoraLayer) and not layer.lora_magnitude_vector:
             layer.scaling = {k: v * strength for k, v in layer.scaling.items()}
         elif strength != 1.0:
             blended(layer, strength)
+    return len(layers)
 
 
 def _is_lora(path: Path) -> bool:
@@ -261,39 +276,52 @@ def _tensors(module: Any) -> dict[str, Tensor]:
 def build(spec: LoraSpec, family: Family, parts: Parts) -> Lora:
     """See `adapters.build`."""
     names = layers_for(spec.targets, family, parts.network)
-    if spec.bias:
-        without = [n for n in names if getattr(parts.network.get_submodule(n), "bias", None) is None]
-        if without:
-            raise UserError(
-                f"adapter.bias is true, but {len(without)} of the layers have none, such as {without[0]}, so that the "
-                "result could not be merged; turn it off, or list layers in adapter.targets that have one."
-            )
-    return Lora(spec, parts.network, parts.denoiser, names)
+    return _made(spec, parts.network, stem(parts), start.shapes(spec, names), "adapter")
+
+
+def build_text(spec: LoraSpec, chosen: dict[str, list[str]], parts: Parts) -> dict[str, Adapter]:
+    """See `text.build`."""
+    own, found = spec.of_text(), {}
+    shapes = start.shapes(own, [start.text_name(p, n) for p, names in chosen.items() for n in names], "adapter.text")
+    for part, names in chosen.items():
+        each = {n: shapes[start.text_name(part, n)] for n in names}
+        found[part] = _made(own, parts[part], part, each, "adapter.text")
+    return found
+
+
+def _made(spec: LoraSpec, network: nn.Module, part: str, shapes: Shapes, where: str) -> Lora:
+    if spec.bias and (without := [n for n in shapes if getattr(network.get_submodule(n), "bias", None) is None]):
+        raise UserError(
+            f"{where}.bias is true, but {len(without)} of the layers have none, such as {without[0]}, so that the "
+            "result could not be merged; turn it off, or choose targets that have one."
+        )
+    return Lora(spec, network, part, shapes)
 
 
 def refuses(family: Family, recipe: Recipe) -> str | None:
     """See `adapters.refuses`."""
     spec = recipe.adapter
     assert isinstance(spec, LoraSpec)
-    return next((sentence for holds, sentence in _contradictions(spec) if holds), start.wrong_patterns(spec))
+    own = [*_contradictions(spec), *(_contradictions(spec.of_text(), "adapter.text") if spec.text else ())]
+    return next((sentence for holds, sentence in own if holds), start.wrong_patterns(spec))
 
 
-def _contradictions(spec: LoraSpec) -> list[tuple[bool, str]]:
+def _contradictions(spec: LoraSpec, where: str = "adapter") -> list[tuple[bool, str]]:
     """(whether it holds, what to say of it)."""
     odd = [r for r in (spec.rank, *spec.ranks.values()) if r % 2]
     begins, moves = spec.start is not None, spec.init in ("pissa", "olora")
     return [
         (
             spec.bias and spec.dora,
-            "adapter.bias and adapter.dora exclude each other: DoRA has no bias of its own; turn one off.",
+            f"{where}.bias and {where}.dora exclude each other: DoRA has no bias of its own; turn one off.",
         ),
         (
             spec.bias and spec.init != "default",
-            f"adapter.bias needs adapter.init=default, it is {spec.init}; change one.",
+            f"{where}.bias needs adapter.init=default, it is {spec.init}; change one.",
         ),
         (
             spec.dora and moves,
-            f"adapter.dora needs a start that leaves the base as it is, but adapter.init is {spec.init}; take default, "
+            f"{where}.dora needs a start that leaves the base as it is, but adapter.init is {spec.init}; take default, "
             "gaussian or orthogonal.",
         ),
         (

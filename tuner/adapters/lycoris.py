@@ -13,16 +13,18 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from ..adapter import Named, on_cpu
+from ..adapter import Adapter, Named, on_cpu
 from ..errors import UserError
 from ..family import Family
 from ..formats import file as opened
+from ..formats.apply import plain_weight
 from ..formats.file import STATED
-from ..formats.layers import Layer
+from ..formats.layers import Layer, by_itself
 from ..recipe import READ, LycorisKnobs, LycorisSpec, Recipe
 from ..source import Source
 from ..types import Parts
 from . import _lycoris_start, start
+from ._injected import stem
 from .lora import layers_for
 
 TREE = "lycoris_net"
@@ -30,14 +32,14 @@ TREE = "lycoris_net"
 
 
 class Lycoris(Named):
-    """A LyCORIS adapter on the denoiser. Its state is called `transformer.<module>.lokr_w1` and so on.
+    """A LyCORIS adapter on a network. Its state is called `transformer.<module>.lokr_w1` and so on.
 
     changes: one `_lycoris.Change` per layer. At strength 0 and when disabled the layers answer as without it.
     """
 
     def __init__(self, spec: LycorisSpec, denoiser: nn.Module, part: str, changes: list[Any]) -> None:
         self.spec, self.denoiser, self.changes = spec, denoiser.requires_grad_(False), changes
-        self.part = part.removesuffix("_2")
+        self.part = part
         self.strength = 1.0
         tree = nn.Module()
         for change in changes:
@@ -62,20 +64,25 @@ class Lycoris(Named):
         # first of all hooks: what rotates or scales an answer must see the layer's own
         return change.base.register_forward_hook(hook, prepend=True)
 
-    def begin(self, family: Family, source: Source) -> None:
-        """Take the values of the adapter that the settings name. Raises `UserError` when it does not fit."""
-        assert self.spec.start is not None
-        path = start.find(self.spec.start)
+    def begin(self, spec: LycorisSpec, family: Family, source: Source) -> None:
+        """Take the values of the adapter that the settings name; of a network of which it says nothing, none.
+
+        Raises `UserError` when it does not fit.
+        """
+        assert spec.start is not None
+        path = start.find(spec.start)
         if STATED in opened.header(path):
-            given = opened.read(path).tensors
-            self._fits(set(self.names.values()), set(given))
-            self.load_state_dict(given)
+            self._continue(opened.read(path).tensors)
             return
-        layers = {x.module: x for x in _lycoris_start.layers_of(self.spec, family, source)}
+        layers = {x.module: x for x in _lycoris_start.layers_of(spec, family, source) if x.part == self.part}
+        if not layers:
+            return
         self._fits({c.name for c in self.changes}, set(layers))
         with torch.no_grad():
             for change in self.changes:
-                values, own = _lycoris_start.values(layers[change.name]), dict(change.inner.named_parameters())
+                weight, own = plain_weight(change.base), dict(change.inner.named_parameters())
+                assert weight is not None
+                values = _lycoris_start.values(by_itself(layers[change.name], weight))
                 # a bias that the file leaves as it is stays at zero
                 self._fits({f"{change.name}.{n}" for n in own if n != "bias"},
                            {f"{change.name}.{n}" for n in values if n != "bias"})  # fmt: skip
@@ -86,6 +93,14 @@ class Lycoris(Named):
                             f"there and {list(own[name].shape)} here; take an adapter of this model."
                         )
                     own[name].copy_(value.reshape(own[name].shape))
+
+    def _continue(self, state: dict[str, Tensor]) -> None:
+        """Take a checkpoint's tensors. Files call text encoders' layers as published, whatever the library does."""
+        ours = {_bare(name): name for name in self.names.values()}
+        given = {ours.get(_bare(k), k): v for k, v in state.items() if k.startswith(f"{self.part}.")}
+        if given:
+            self._fits(set(self.names.values()), set(given))
+            self.load_state_dict(given)
 
     def _fits(self, own: set[str], given: set[str]) -> None:
         if differ := sorted(own ^ given):
@@ -126,6 +141,10 @@ class Lycoris(Named):
         return () if broken else ("lycoris-lora",)
 
 
+def _bare(name: str) -> str:
+    return name.replace(f".{start.PREFIX}", ".", 1)
+
+
 def _on_cpu(layer: Layer) -> Layer:
     return Layer(
         layer.part, layer.module, layer.kind, on_cpu({k: v.float() for k, v in layer.tensors.items()}), layer.alpha
@@ -139,6 +158,13 @@ def refuses(family: Family, recipe: Recipe) -> str | None:
     """See `adapters.refuses`."""
     spec: Any = recipe.adapter
     entries = {"adapter": spec, **{f"adapter.algorithms.{k}": v for k, v in spec.algorithms.items()}}
+    if spec.text is not None:
+        entries |= {f"adapter.text.algorithms.{k}": v for k, v in spec.text.algorithms.items()}
+        for name in ("rank", "alpha"):
+            if getattr(spec.text, name) and name not in spec.read():
+                return f"adapter.text.{name} has no meaning for the algorithm {spec.algorithm}; remove it."
+        if reason := _contradicts("adapter.text", spec.of_text()):
+            return reason
     for where, knobs in entries.items():
         if reason := _idle(where, knobs) or _contradicts(where, knobs):
             return reason
@@ -197,7 +223,24 @@ def build(spec: LycorisSpec, family: Family, parts: Parts) -> Lycoris:
     if not any(module.large(m) for m in bases.values()):
         _refuse_for_convolutions(spec)
     changes = [module.Change(n, m, spec.of(n)) for n, m in bases.items()]
-    return Lycoris(spec, network, parts.denoiser, changes)
+    return Lycoris(spec, network, stem(parts), changes)
+
+
+def build_text(spec: LycorisSpec, chosen: dict[str, list[str]], parts: Parts) -> dict[str, Adapter]:
+    """See `text.build`."""
+    module, own = importlib.import_module("._lycoris", __package__), spec.of_text()
+    names = [start.text_name(part, n) for part, layers in chosen.items() for n in layers]
+    if unused := [p for p in own.algorithms if not any(fnmatch.fnmatchcase(n, p) for n in names)]:
+        raise UserError(
+            f"adapter.text.algorithms: {', '.join(unused)} fits none of the {len(names)} layers, such as {names[0]}; "
+            "patterns are of full names, with * for any part."
+        )
+    found: dict[str, Adapter] = {}
+    for part, layers in chosen.items():
+        network = parts[part]
+        changes = [module.Change(n, network.get_submodule(n), own.of(start.text_name(part, n))) for n in layers]
+        found[part] = Lycoris(own, network, part, changes)
+    return found
 
 
 def _refuse_for_convolutions(spec: LycorisSpec) -> None:

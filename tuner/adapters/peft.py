@@ -33,7 +33,7 @@ from ..recipe import PeftSpec, Recipe
 from ..source import Source
 from ..types import Parts
 from . import lora
-from ._injected import Injected, layers_for
+from ._injected import Injected, layers_for, stem
 
 
 class Peft(Injected):
@@ -170,7 +170,7 @@ def build(spec: PeftSpec, family: Family, parts: Parts) -> Peft:
             f"({len(convolutions)} of the layers); choose other adapter.targets, or another kind."
         )
     kind = Ia3 if spec.algorithm == "ia3" else Peft
-    return kind(spec, parts.network, parts.denoiser, names)
+    return kind(spec, parts.network, stem(parts), names)
 
 
 def refuses(family: Family, recipe: Recipe) -> str | None:

@@ -125,6 +125,17 @@ def _over_base(base: Tensor, change: Tensor, magnitude: Tensor) -> Tensor:
     return (magnitude.flatten() / norm).reshape(shape) * (base + change.reshape(base.shape)) - base
 
 
+def by_itself(layer: Layer, weight: Tensor) -> Layer:
+    """A layer with ComfyUI's lengths as everyone else has them: each row divided by its own length after the change."""
+    if "base_magnitude" not in layer.tensors:
+        return layer
+    kept = {k: v for k, v in layer.tensors.items() if k != "base_magnitude"}
+    base = weight.float()
+    lengths = [w.flatten(1).norm(dim=1) for w in (base, base + replace(layer, tensors=kept).delta(base))]
+    magnitude = layer.tensors["base_magnitude"].flatten().float().to(base.device) * lengths[1] / lengths[0]
+    return replace(layer, tensors={**kept, "magnitude": magnitude})
+
+
 def product(t: dict[str, Tensor]) -> Tensor:
     """up @ down through `mid` where there is one: [out, in, ...], without the scale."""
     down, up = t["down"], t["up"]

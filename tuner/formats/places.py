@@ -131,11 +131,19 @@ class Places:
                     tables.reverse()
                 rest = name.removeprefix(prefix)
                 found = [t[rest] for t in tables if rest in t]
-                return found or [p for part in self.text for p in _of(own[part], [rest]) if prefix == "lycoris_"]
+                return found or (self._lycoris_text(rest) if prefix == "lycoris_" else [])
         if match := OLD_TEXT.match(name):
             rest = name[match.end() :]
             return [p for part in self._text_parts(match) for p in _of(own[part], text_names(rest, "_"))]
         return []
+
+    def _lycoris_text(self, rest: str) -> list[Place]:
+        """A text encoder's module, behind the encoder's name or, in files of one network, without it."""
+        own, found = self._flat[0], []
+        for part in self.text:
+            for name in (rest.removeprefix(f"{part}_") if rest.startswith(f"{part}_") else "", rest):
+                found += _of(own[part], text_names(name, "_"))
+        return found
 
     def _text_parts(self, match: re.Match[str]) -> list[str]:
         """Whose names follow `lora_te_`, `lora_te1_` ...: as the family says, then by number.
