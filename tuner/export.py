@@ -74,7 +74,7 @@ def refused(names: Names, format: str) -> str:
     return ""
 
 
-def wanted(order: Order, layers: Sequence[Layer]) -> list[str]:
+def wanted(order: Order, layers: Sequence[Layer], places: Places) -> list[str]:
     """The formats that are written; each that the family has but this adapter cannot take is told."""
     if order.wish.formats:
         return [f for f in FORMATS if f in order.wish.formats]
@@ -89,8 +89,12 @@ def wanted(order: Order, layers: Sequence[Layer]) -> list[str]:
     else:
         possible.append("diffusers")
     parts = {layer.part for layer in layers}
+    lost = places.lost(layer.module for layer in layers if layer.part == places.denoiser)
     for format, side in (("comfyui", 1), ("kohya", 0)):
         if refused(order.names, format):
+            continue
+        if format == "kohya" and lost:
+            order.wish.tell(f"No file for kohya was written: its tools load no adapter of {lost}.")
             continue
         homeless = [p for p in parts if p in TEXT and not order.names.text.get(p, ("", ""))[side]]
         if homeless:
@@ -134,7 +138,7 @@ def files(layers: Sequence[Layer], order: Order) -> list[Written]:
     layers = [_own_name(layer, places) for layer in layers]
     against = verify.Check(layers, places, order.weight, order.wish.precision)
     order.folder.mkdir(parents=True, exist_ok=True)
-    return [_file(layers, order, format, against) for format in wanted(order, layers)]
+    return [_file(layers, order, format, against) for format in wanted(order, layers, places)]
 
 
 def _own_name(layer: Layer, places: Places) -> Layer:

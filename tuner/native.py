@@ -80,6 +80,9 @@ class Names:
     others: a second table of names, for kohya's files where they are neither ComfyUI's nor diffusers' (`kohya` is
     "others"), and of names that files are read by and never written. text_aliases: kohya-like prefix → part, which
     other tools write for a text encoder.
+
+    kohya_lacks: matches the dotted names whose adapters kohya's tools leave out without an error: they look into the
+    blocks only (measured with sd-scripts' own networks).
     """
 
     native: tuple[Native, ...] = ()
@@ -92,6 +95,7 @@ class Names:
     version: str = ""
     others: tuple[Native, ...] = ()
     text_aliases: dict[str, str] = field(default_factory=dict)
+    kohya_lacks: str = "(?!)"
 
     def original(self, module: str) -> tuple[str, int, Native]:
         """What a ComfyUI file calls diffusers' module: its name, its place among the fused modules, the table's row.

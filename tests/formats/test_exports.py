@@ -13,13 +13,15 @@ import torch
 import yaml
 from PIL import Image
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from tests.engine.test_runs import pictures
+from tests.formats.networks import lora, model
 from tests.tiny import build
-from tuner import families, jobs, prepare, recipe
+from tuner import export, families, jobs, prepare, recipe
 from tuner.__main__ import main
 from tuner.events import follow
+from tuner.formats import verify, write
 
 
 @pytest.fixture(scope="module")
@@ -125,8 +127,6 @@ def test_bad_exports(run: Path, arguments: list[str], sentence: str, capsys: pyt
 
 
 def test_a_format_that_the_family_lacks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from tuner import export, families
-
     said = export.checked(["comfyui", "kohya", "diffusers"], families.get("omnigen").names)
     assert [s.split(",")[0] for s in said] == ["save.formats names comfyui", "save.formats names kohya"]
 
@@ -157,3 +157,28 @@ def test_an_export_that_does_not_load_is_told_by_the_exit_code(
     assert main(["export", str(run)]) == 1
     assert main(["export", str(run), "--job", str(tmp_path / "job")]) == 1
     assert follow(tmp_path / "job" / "events.jsonl")[0][-1]["kind"] == "finished"
+
+
+@pytest.mark.parametrize(
+    ("family", "endings", "name"),
+    [
+        ("flux1", ("norm_out.linear", "attn.to_q"), "final_layer.adaLN_modulation.1"),
+        ("sd1", ("conv_in", "to_q"), "conv_in"),
+        ("sdxl", ("time_embedding.linear_1", "to_q"), "time_embed.0"),
+    ],
+)
+def test_layers_that_kohyas_tools_leave_out(family: str, endings: tuple[str, ...], name: str, tmp_path: Path) -> None:
+    """Measured with sd-scripts' own networks: they look for adapters in the blocks, and say nothing of the rest."""
+    chosen = model(family)
+    layers = lora(chosen, endings)
+    path = tmp_path / "a.safetensors"
+    save_file(write.exact(write.kohya(layers, chosen.places, chosen.weight).tensors, "fp32"), path)
+    check = verify.Check(layers, chosen.places, chosen.weight, "fp32")
+    (said,) = verify.check(path, "kohya", check)
+    assert said.startswith("3 keys have no place in kohya-style tools, such as lora_unet_" + name.replace(".", "_"))
+    told: list[str] = []
+    wish = export.Wish(tell=told.append)
+    order = export.Order(tmp_path, chosen.places.names, chosen.networks, None, "pipeline", wish)
+    assert "kohya" not in export.wanted(order, layers, chosen.places)
+    assert told == [f"No file for kohya was written: its tools load no adapter of {name}."]
+    assert "kohya" in export.wanted(order, [x for x in layers if x.module.endswith("to_q")], chosen.places)

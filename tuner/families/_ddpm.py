@@ -31,6 +31,8 @@ TIME = r".*\.resnets\.\d+\.time_emb_proj"
 CONVOLUTIONS = r".*\.resnets\.\d+\.conv(1|2|_shortcut)|.*\.(down|up)samplers\.0\.conv"
 QUANTISED = f"{ATTENTION}|{FEED_FORWARD}|{PROJECTIONS}"
 """The linear layers of the transformers inside a U-Net; its convolutions stay as they are."""
+OUTSIDE = r"conv_in|conv_out|(time_embed|time_embedding|add_embedding|label_emb)\..*|input_blocks\.0\.0|out\.2"
+"""Layers that kohya's tools load no adapter of, by both names that they have there."""
 TARGETS = {
     "default": ATTENTION,
     "attention+feed-forward": f"{ATTENTION}|{FEED_FORWARD}",

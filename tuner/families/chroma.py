@@ -39,6 +39,7 @@ NAMES = Names(
         ),
     ),
     kohya="native",
+    kohya_lacks=r"distilled_guidance_layer\..*|final_layer\..*",
     architecture="chroma",
     aliases=("Chroma1",),
     version="chroma",

@@ -51,6 +51,7 @@ NAMES = Names(
         *_flux.embedder("guidance_in", "time_text_embed.guidance_embedder"),
     ),
     kohya="native",
+    kohya_lacks=r"final_layer\..*",
     text={
         "text_encoder": ("lora_te1_", "text_encoders.clip_l.transformer."),
         "text_encoder_2": ("lora_te3_", "text_encoders.t5xxl.transformer."),

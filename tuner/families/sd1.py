@@ -42,6 +42,7 @@ class StableDiffusion1(Family):
     names = Names(
         native=_ddpm.sgm(_ddpm.SMALL),
         kohya="diffusers",
+        kohya_lacks=_ddpm.OUTSIDE,
         text={"text_encoder": ("lora_te_", "text_encoders.clip_l.transformer.")},
         architecture="stable-diffusion-v1",
         version="sd_v1",

@@ -45,6 +45,7 @@ class StableDiffusion2(Family):
     names = Names(
         native=_ddpm.sgm(_ddpm.SMALL),
         kohya="diffusers",
+        kohya_lacks=_ddpm.OUTSIDE,
         text={"text_encoder": ("lora_te_", "text_encoders.clip_h.transformer.")},
         architecture="stable-diffusion-v2-768-v",
         aliases=("stable-diffusion-v2-512", "stable-diffusion-v2"),

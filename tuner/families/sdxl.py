@@ -40,6 +40,7 @@ class StableDiffusionXL(Family):
     names = Names(
         native=_ddpm.sgm(_ddpm.LARGE),
         kohya="native",
+        kohya_lacks=_ddpm.OUTSIDE,
         text={
             "text_encoder": ("lora_te1_", "text_encoders.clip_l.transformer."),
             "text_encoder_2": ("lora_te2_", "text_encoders.clip_g.transformer."),

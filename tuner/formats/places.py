@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -79,6 +79,16 @@ class Places:
     def kohya(self) -> dict[str, Place]:
         """Dotted name that kohya-like tools flatten → place, each module of the denoiser once."""
         return self._once({"native": self.native, "others": self.others}.get(self.names.kohya, {}))
+
+    def kohya_lacks(self, name: str) -> bool:
+        """Whether kohya's tools do not load what a file has for this dotted name of theirs."""
+        return re.fullmatch(self.names.kohya_lacks, name) is not None
+
+    def lost(self, modules: Iterable[str]) -> str:
+        """The first of these modules, by kohya's name, whose adapter its tools do not load; "" for none."""
+        changed = set(modules)
+        lacking = (n for n, place in self.kohya().items() if self.kohya_lacks(n) and changed & set(place.modules))
+        return next(lacking, "")
 
     def _once(self, table: dict[str, Place]) -> dict[str, Place]:
         """The table with the modules that it leaves out under their own names."""
