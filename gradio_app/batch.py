@@ -62,13 +62,21 @@ class Batch:
         ended = next((e for e in reversed(found) if e["kind"] in ENDED), None)
         done, of = (phases[-1]["done"], phases[-1]["of"]) if phases else (0, 0)
         told = {"what": self.made, "state": "running", "done": done, "of": of}
-        told["items"] = [str(e.get("item", "")) for e in made]
         if ended is not None:
             return {**told, "state": ended["kind"], "text": self._ending(ended, len(made), found)}
         if studio.launcher.process(folder) is None:
             text = _last(folder / "log.txt") or f"The {self.made}s broke off."
             return {**told, "state": "failed", "text": f"{text} {count(len(made), self.made)} {self.doing} are kept."}
+        over = {str(e.get("item", "")) for e in made}
+        told["todo"] = [one for one in self._asked(folder) if one not in over]
         return {**told, "text": f"{done} of {of}: {self.made}s are being {self.doing}" if of else self.loading}
+
+    def _asked(self, folder: Path) -> list[str]:
+        """The items that a job was to work on, as it noted itself."""
+        try:
+            return [str(one) for one in json.loads((folder / "request.json").read_text(encoding="utf-8"))["wanted"]]
+        except (OSError, ValueError, KeyError, TypeError):
+            return []
 
     def begin(self, studio: Studio, name: str, start: Callable[[Path], None]) -> None:
         """Start a job in a fresh folder. It becomes the newest only once it runs."""

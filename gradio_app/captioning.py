@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from . import captions
 from .batch import Batch
 from .studio import Studio
 from .workspace import write_json
@@ -33,13 +34,23 @@ def start(studio: Studio, name: str, asked: dict[str, Any]) -> str:
     chosen = [path.name for path in studio.workspace.datasets.files(name) if path.name in wanted]
     if wanted and not chosen:
         return "None of these is there any more."
+    todo = _lacking(studio, name, bool(asked.get("again")))
+    todo = [one for one in todo if not wanted or one in wanted]
 
     def begin(folder: Path) -> None:
         if chosen:
             (folder / "only.txt").write_text("\n".join(chosen), encoding="utf-8")
             options.extend(["--only", str(folder / "only.txt")])
-        write_json(folder / "request.json", {"dataset": name, "model": model, "purpose": purpose})
+        write_json(folder / "request.json", {"dataset": name, "model": model, "purpose": purpose, "wanted": todo})
         studio.launcher.caption(folder, studio.workspace.datasets.folder(name), options)
 
     CAPTIONS.begin(studio, name, begin)
     return ""
+
+
+def _lacking(studio: Studio, name: str, again: bool) -> list[str]:
+    """The items that the captioner will write for: those without a caption, and with `again` those of its own."""
+    sets = studio.workspace.datasets
+    texts = {path.name: sets.caption(path) for path in sets.files(name)}
+    origin = captions.origins(sets, name, texts)
+    return [one for one, text in texts.items() if not text or (again and origin.get(one) == "auto")]

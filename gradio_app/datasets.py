@@ -157,6 +157,19 @@ class DataSets:
         text = json.dumps({**self.meta(name), **values}, ensure_ascii=False)
         (self.root / f".{name}.json").write_text(text, encoding="utf-8")
 
+    def repeats(self, name: str) -> dict[str, int]:
+        """How often single items are seen in an epoch, where that differs from the others."""
+        noted = self.meta(name).get("repeats") or {}
+        return {path.name: int(noted[path.name]) for path in self.files(name) if path.name in noted}
+
+    def set_repeats(self, name: str, pictures: Iterable[str], times: int | None) -> int:
+        """Note the repeats of some items, or take the note away; how many items there were."""
+        there = [path.name for path in self.files(name) if path.name in set(pictures)]
+        noted = self.meta(name).get("repeats") or {}
+        kept = {one: n for one, n in noted.items() if one not in there}
+        self.set_meta(name, {"repeats": {**kept, **dict.fromkeys(there, times)} if times else kept})
+        return len(there)
+
     def thumb(self, picture: Path) -> Path | None:
         """A small copy for the grid, made once per content change; nothing when the file cannot be read."""
         stat = picture.stat()

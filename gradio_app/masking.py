@@ -7,6 +7,7 @@ from typing import Any
 
 from . import companions
 from .batch import Batch
+from .media import kind
 from .studio import Studio
 from .workspace import write_json
 
@@ -24,12 +25,17 @@ def start(studio: Studio, name: str, asked: dict[str, Any]) -> str:
     if wanted and not chosen:
         return "None of these pictures is there any more."
 
+    again, there = bool(asked.get("again")), companions.there(sets, name, "mask")
+    redo = {stem for stem, mask in there.items() if again and companions.maker(mask) == "auto"}
+    todo = [p.name for p in sets.files(name) if (not wanted or p.name in wanted) and kind(p) != "audio"]
+    todo = [one for one in todo if Path(one).stem not in there or Path(one).stem in redo]
+
     def begin(folder: Path) -> None:
-        options = ["--overwrite-auto"] if asked.get("again") else []
+        options = ["--overwrite-auto"] if again else []
         if chosen:
             (folder / "only.txt").write_text("\n".join(chosen), encoding="utf-8")
             options += ["--only", str(folder / "only.txt")]
-        write_json(folder / "request.json", {"dataset": name})
+        write_json(folder / "request.json", {"dataset": name, "wanted": todo})
         studio.launcher.mask(folder, sets.folder(name), companions.folder(sets, name, "mask"), options)
 
     MASKS.begin(studio, name, begin)

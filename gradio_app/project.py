@@ -135,6 +135,8 @@ class Project:
         entries = raw.get("data") or [{}]
         first = {**entries[0], "path": str(self.workspace.datasets.folder(draft.dataset))}
         first["trigger"] = self.trigger(draft) or None
+        known = entries[0].get("repeats_of") or {}
+        first["repeats_of"] = {**known, **self.workspace.datasets.repeats(draft.dataset)}
         raw["data"] = [{**first, **self._beside(draft, first)}, *entries[1:]]
         listed = raw.get("extensions") or []
         if raw["data"][0].get("mask") and all(one.get("kind") != "masked_loss" for one in listed):
@@ -214,7 +216,7 @@ class Project:
         entries = raw.get("data") if isinstance(raw.get("data"), list) and raw.get("data") else [{}]
         first = entries[0] if isinstance(entries[0], dict) else {}
         place = str(self.workspace.datasets.folder(draft.dataset))
-        raw["data"] = [{**first, "path": place, "trigger": None}, *entries[1:]]
+        raw["data"] = [{**first, "path": place, "trigger": None, "repeats_of": {}}, *entries[1:]]
         try:
             loaded = recipes.parse(raw, "")
         except UserError as error:

@@ -10,8 +10,10 @@ from typing import Any
 
 from .. import captioning, captions, companions, masking
 from ..datasets import DEMO
+from ..forms import get
 from ..media import kind, told, unreadable
 from ..studio import Studio, dataset_title
+from ..workspace import Draft
 from .checks import digest
 from .widget import SILENT
 from .words import count
@@ -27,7 +29,13 @@ def view(studio: Studio, news: Said = SILENT, **shown: Any) -> dict[str, Any]:
     name = draft.dataset
     reads = [what for what in studio.project.reads(draft) if what != "mask"]
     used, plan = uses(studio)
-    items = [{**item, "use": used.get(item["id"], {})} for item in _items(studio, name, reads)]
+    caption_job, mask_job = captioning.state(studio, name), masking.state(studio, name)
+    waiting, own = dict.fromkeys(mask_job.pop("todo", []), "mask"), sets.repeats(name)
+    waiting.update(dict.fromkeys(caption_job.pop("todo", []), "caption"))
+    items = _items(studio, name, reads)
+    for item in items:
+        one = item["id"]
+        item.update(use=used.get(one, {}), wait=waiting.get(one, ""), repeats=own.get(one, 0))
     offered = [
         {"name": n, "title": dataset_title(n), "count": len(sets.files(n)), "chosen": n == name} for n in sets.names()
     ]
@@ -41,8 +49,9 @@ def view(studio: Studio, news: Said = SILENT, **shown: Any) -> dict[str, Any]:
         "preview": {},
         "bulk": len(sets.meta(name).get("before") or []),
         "aside": [] if name == DEMO else sets.left_out(name),
-        "job": captioning.state(studio, name),
-        "maskjob": masking.state(studio, name),
+        "job": caption_job,
+        "maskjob": mask_job,
+        "repeats": others(studio),
         "masks": {
             "count": sum(bool(i["mask"]) for i in items),
             "used": bool(sets.meta(name).get("masks", True)),
@@ -55,6 +64,13 @@ def view(studio: Studio, news: Said = SILENT, **shown: Any) -> dict[str, Any]:
         "plan": plan,
         **shown,
     }
+
+
+def others(studio: Studio) -> int:
+    """How often an item is seen in an epoch that has no repeats of its own."""
+    entries = studio.project.draft().raw.get("data") or [{}]
+    times = entries[0].get("repeats")
+    return times if isinstance(times, int) else 1
 
 
 def _counts(items: list[dict[str, Any]]) -> dict[str, int]:
@@ -217,11 +233,14 @@ def uses(studio: Studio) -> tuple[dict[str, Any], dict[str, Any]]:
     sizes = ("width", "height", "items", "frames", "seconds", "kind")
     buckets = [{key: bucket[key] for key in sizes if key in bucket} for bucket in plan.get("buckets") or []]
     told = {**{key: plan[key] for key in kept if key in plan}, "buckets": buckets, "open": answer is None}
-    return used, told if plan else {}
+    return used, told if plan else {"open": answer is None}
 
 
 def doctor(studio: Studio) -> dict[str, Any]:
-    """The doctor's findings for the data set as it is now; busy while it looks; empty when it was not asked."""
+    """The doctor's findings: of the data set as it is now, or (`old`) what is left of those before the last changes.
+
+    busy while it looks; empty when it was never asked.
+    """
     draft = studio.project.draft()
     if studio.project.mistakes(draft):
         return {}
@@ -231,16 +250,35 @@ def doctor(studio: Studio) -> dict[str, Any]:
         asked = studio.doctor.asked(key)
         if asked:
             studio.doctor.poll()
-        return {"busy": True} if asked else {}
+        before = _FOUND.get(draft.dataset)
+        known = {"findings": _left(studio, draft, before), "old": True} if before else {}
+        return {**known, "busy": True} if asked else known
     if "findings" not in answer:
         return {"error": " ".join(str(p.get("text", "")) for p in answer.get("problems") or [])}
+    _FOUND[draft.dataset] = answer["findings"]
     return {"findings": [_finding(f) for f in answer["findings"]]}
 
 
-def _finding(found: dict[str, Any]) -> dict[str, Any]:
-    """A finding with the names of its items, and those that a press may leave out: of copies all but the first."""
-    names = [str(n["name"]) for n in found.get("items") or []]
+def _left(studio: Studio, draft: Draft, findings: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Findings of before, but for items that were left out since and for settings that are set by now."""
+    there = {path.name for path in studio.workspace.datasets.files(draft.dataset)}
+    shown = [_finding(f, there) for f in findings]
+    return [
+        new
+        for f, new in zip(findings, shown, strict=True)
+        if (new["items"] or not (f.get("items") or f.get("groups")))
+        and not (new["remedy"] and all(get(draft.raw, key) == value for key, value in new["remedy"].items()))
+    ]
+
+
+def _finding(found: dict[str, Any], there: set[str] | None = None) -> dict[str, Any]:
+    """A finding with the names of its items, and those that a press may leave out: of copies all but the first.
+
+    there: the items that still are; none: all.
+    """
+    names = [n for n in (str(n["name"]) for n in found.get("items") or []) if there is None or n in there]
     groups = [[str(n["name"]) for n in group] for group in found.get("groups") or []]
+    groups = [g for g in ([n for n in group if there is None or n in there] for group in groups) if len(g) > 1]
     extra = names if found.get("kind") in LEAVE else []
     if found.get("kind") in ("copies", "look_alikes", "near"):
         extra = [name for group in groups for name in group[1:]]
@@ -256,6 +294,7 @@ def _finding(found: dict[str, Any]) -> dict[str, Any]:
 
 LEAVE = ("unreadable", "blurred", "dark", "bright", "flat", "still", "silent", "small")
 _ANSWERS: dict[str, dict[str, Any]] = {}
+_FOUND: dict[str, list[dict[str, Any]]] = {}
 _BARE: dict[str, tuple[str, int]] = {}
 _CONTENT: dict[tuple[str, int], str] = {}
 _MAKERS: dict[tuple[str, int], str] = {}

@@ -10,6 +10,7 @@ Tuner.grid = (element, trigger, props, watch, upload) =>
       whole: "All of the picture counts",
     };
     const PAIRS = { control: "Control picture", reference: "Reference picture" };
+    const PURPOSES = { general: "Anything: describe it all", person: "A person", style: "A style", object: "An object", motion: "A motion", sound: "A voice or music" };
     const part = slots();
     let found = new Set();
     const use = (item) => item.use || {};
@@ -109,8 +110,9 @@ Tuner.grid = (element, trigger, props, watch, upload) =>
       const item = value.items.find((i) => i.id === id);
       const area = h("textarea", {
         class: "t-caption-edit",
-        rows: 3,
+        rows: Math.min(12, Math.max(3, Math.ceil(item.caption.length / 24))),
         "aria-label": `Caption of ${item.id}`,
+        dir: "auto",
         value: item.caption,
       });
       const close = (save) => {
@@ -178,9 +180,25 @@ Tuner.grid = (element, trigger, props, watch, upload) =>
               item.warn ? item.badge || "Look" : "no pair",
             )
           : "",
-        item.mask
-          ? h("span", { class: "t-badge t-masked", title: MASKED[item.mask.by] }, icon("mask", 12), "mask")
-          : "",
+        h(
+          "span",
+          { class: "t-marks" },
+          item.repeats > 0 && h("span", { class: "t-mark", title: `Seen ${item.repeats} times in an epoch` }, `× ${item.repeats}`),
+          item.mask && h("span", { class: "t-mark t-masked", title: MASKED[item.mask.by] }, icon("mask", 12), "mask"),
+        ),
+        item.wait ? h("span", { class: "t-wait", title: item.wait === "mask" ? "Its mask is being made" : "Its caption is being written" }, h("i", {})) : "",
+        h(
+          "button",
+          {
+            class: "t-pick",
+            type: "button",
+            tabindex: "-1",
+            "aria-label": `Select ${item.id}`,
+            title: "Select (Ctrl and a click; Shift takes all between)",
+            onclick: (e) => (e.shiftKey ? span(item.id) : toggle(item.id)),
+          },
+          icon("check", 13),
+        ),
       );
       card.art.append(
         h(
@@ -196,6 +214,10 @@ Tuner.grid = (element, trigger, props, watch, upload) =>
         ),
       );
       if (editing === item.id) return;
+      fillCaption(card, item);
+      reach(card, item.id === current);
+    };
+    const fillCaption = (card, item) => {
       card.body.replaceChildren(
         h(
           "button",
@@ -205,7 +227,7 @@ Tuner.grid = (element, trigger, props, watch, upload) =>
             title: `${item.id} · ${item.size}`,
             onclick: () => edit(item.id),
           },
-          h("span", { translate: item.caption ? "no" : null }, item.caption || "Write a caption"),
+          h("span", item.caption ? { translate: "no", dir: "auto" } : {}, item.caption || "Write a caption"),
           item.origin && h("i", { class: "t-origin", "data-origin": item.origin, title: ORIGIN[item.origin] }),
         ),
       );
@@ -222,8 +244,33 @@ Tuner.grid = (element, trigger, props, watch, upload) =>
       return card.node;
     };
 
+    // One card is in the order of the Tab key; arrows take the next, as in any grid. So 500 cards are one stop.
+    let current = "";
+    const reach = (card, here) => {
+      for (const one of card.node.querySelectorAll(".t-look, .t-remove, .t-caption")) one.tabIndex = here ? 0 : -1;
+    };
+    const rove = (id) => {
+      if (id === current) return;
+      const before = cards.get(current);
+      current = id;
+      if (before) reach(before, false);
+      if (cards.has(id)) reach(cards.get(id), true);
+    };
     const grid = h("div", { class: "t-cards" });
+    grid.addEventListener("focusin", (e) => {
+      const card = e.target.closest(".t-card");
+      if (card) rove(card.dataset.id);
+    });
     const place = () => {
+      const held = grid.contains(document.activeElement);
+      const at = [...grid.children].findIndex((n) => n.dataset.id === current);
+      arrange();
+      const ids = [...grid.children].map((n) => n.dataset.id);
+      if (ids.length && !ids.includes(current)) rove(ids[Math.min(ids.length - 1, Math.max(0, at))]);
+      if (held && ids.length && !grid.contains(document.activeElement))
+        cards.get(current).art.querySelector(".t-look").focus({ preventScroll: true });
+    };
+    const arrange = () => {
       const wanted = shown().map(cardFor);
       const known = new Set((value.items || []).map((i) => i.id));
       for (const id of [...cards.keys()]) if (!known.has(id)) cards.delete(id);
@@ -264,6 +311,7 @@ Tuner.grid = (element, trigger, props, watch, upload) =>
     const picked = new Set();
     let anchor = "";
     const mark = () => {
+      root.classList.toggle("t-some", picked.size > 0);
       for (const [id, card] of cards) {
         card.node.classList.toggle("t-picked", picked.has(id));
         const look = card.art.querySelector(".t-look");
@@ -308,6 +356,8 @@ Tuner.grid = (element, trigger, props, watch, upload) =>
         for (const one of ids) picked.add(one);
         mark();
       } else if (e.key === "Escape" && picked.size) none();
+      else if (e.key === "Delete") trigger("remove", { ids: picked.has(id) ? [...picked] : [id] });
+      else if (e.key === "F2" || (e.key === "e" && !held)) edit(id);
       else return;
       e.preventDefault();
     };
@@ -323,6 +373,7 @@ Tuner.grid = (element, trigger, props, watch, upload) =>
         { class: "t-note t-picks", role: "group", "aria-label": "Selected pictures" },
         h("strong", { role: "status" }, `${ids.length} selected`),
         small("Leave out", leave),
+        small("Repeats", () => repeats(ids)),
         small("Change captions", () => bulk(ids)),
         small("Write captions", () => auto(ids), busy(captioning)),
         small("Find people", () => trigger("automask", { ids, again: true }), busy(masking)),
@@ -442,18 +493,24 @@ Tuner.grid = (element, trigger, props, watch, upload) =>
       if (used.frames) rows.push(["Frames", String(used.frames)]);
       if (used.unused) rows.push(["Not used", String(used.unused)]);
       if (tokens && tokens.exact) rows.push(["Tokens", `${tokens.has} of ${tokens.takes}${tokens.has > tokens.takes ? ": too long" : ""}`]);
-      else if (tokens) rows.push(["Tokens", `about ${tokens.has}${tokens.takes ? ` of ${tokens.takes}` : ""} (an estimate)`]);
+      else if (tokens && tokens.has) rows.push(["Tokens", `about ${tokens.has}${tokens.takes ? ` of ${tokens.takes}` : ""} (an estimate)`]);
       if (item.origin) rows.push(["Caption", ORIGIN[item.origin]]);
-      if (item.warn) rows.push(["Look at", item.warn]);
-      return h("dl", { class: "t-facts" }, rows.map(([k, v]) => [h("dt", {}, k), h("dd", { title: v }, v)]));
+      if (item.repeats) rows.push(["Repeats", `${item.repeats} in each epoch`]);
+      if (item.warn) rows.push(["Note", item.warn]);
+      const bad = (k, v) => k === "Note" || k === "Not used" || v.endsWith("too long");
+      return [
+        h("dl", { class: "t-facts" }, rows.map(([k, v]) => [h("dt", {}, k), h("dd", { title: v, class: bad(k, v) ? "t-odd" : "" }, v)])),
+        h("div", { class: "t-row" }, small("Edit caption", () => edit(item.id)), small("Repeats", () => repeats([item.id]))),
+      ];
     };
     const findings = (doctor) => {
-      if (doctor.busy) return h("p", { class: "t-busy", role: "status" }, "Looking at every file …");
+      const busy = doctor.busy && h("p", { class: "t-busy", role: "status" }, "Looking at every file …");
       if (doctor.error) return h("p", { class: "t-said t-bad", role: "status" }, doctor.error);
-      if (!doctor.findings) return null;
-      if (!doctor.findings.length) return h("p", { class: "t-note", role: "status" }, "Nothing odd was found.");
+      if (!doctor.findings) return busy || null;
+      if (!doctor.findings.length && !doctor.old) return h("p", { class: "t-note", role: "status" }, "Nothing odd was found.");
       return [
         h("h3", {}, "What was found"),
+        busy || (doctor.old && h("div", { class: "t-row t-old" }, h("span", { class: "t-quiet" }, "Before your last changes."), small("Examine again", () => trigger("examine", {})))),
         doctor.findings.map((f) =>
           h(
             "div",
@@ -511,7 +568,8 @@ Tuner.grid = (element, trigger, props, watch, upload) =>
       );
     };
     const strip = (plan) => {
-      if (!plan || plan.items === undefined) return null;
+      if (!plan || !(value.items || []).length) return null;
+      if (plan.items === undefined) return plan.open ? h("p", { class: "t-plan-strip", role: "status" }, "Sizes and crops are being worked out …") : null;
       const buckets = plan.buckets.filter((b) => b.items);
       const most = Math.max(1, ...buckets.map((b) => b.items));
       const out = plan.unused || 0;
@@ -541,7 +599,7 @@ Tuner.grid = (element, trigger, props, watch, upload) =>
           },
         },
         parts,
-        h("div", { class: "t-row t-right" }, h("button", { class: "t-button", type: "submit" }, press)),
+        h("div", { class: "t-row t-right" }, h("button", { class: "t-button t-main", type: "submit" }, press)),
       );
       const close = Tuner.modal(title, form);
       const first = form.querySelector("input, select");
@@ -567,7 +625,7 @@ Tuner.grid = (element, trigger, props, watch, upload) =>
         close();
         sheet = null;
         trigger("bulk", { ...asked, apply: true });
-      }, { disabled: true });
+      }, { disabled: true, class: "t-button t-small t-main" });
       const look = (e) => {
         e.preventDefault();
         trigger("bulk", {
@@ -584,7 +642,7 @@ Tuner.grid = (element, trigger, props, watch, upload) =>
       sheet = (preview) => {
         asked = preview.asked;
         go.disabled = !preview.rows.length;
-        const caption = (tag, said) => h(tag, { translate: said ? "no" : null }, said || "no caption");
+        const caption = (tag, said) => h(tag, said ? { translate: "no", dir: "auto" } : {}, said || "no caption");
         const row = ([id, before, after]) =>
           h("div", { class: "t-change" }, h("small", { translate: "no" }, id), caption("del", before), caption("ins", after));
         out.replaceChildren(h("p", {}, preview.text), ...preview.rows.map(row));
@@ -592,11 +650,20 @@ Tuner.grid = (element, trigger, props, watch, upload) =>
     };
     const auto = (ids = []) => {
       const model = menu("auto-model", Object.entries(value.models || {}));
-      const purpose = menu("auto-purpose", (value.purposes || []).map((p) => [p, p]));
+      const purpose = menu("auto-purpose", (value.purposes || []).map((p) => [p, PURPOSES[p] || p]));
       const again = h("input", { type: "checkbox" });
       const go = () => trigger("autocaption", { ids, model: model.value, purpose: purpose.value, again: again.checked });
       sheetOf(ids.length ? `Caption ${ids.length} automatically` : "Caption automatically", "Write captions", go, field("Captioner", model), field("What is to be learned", purpose),
         tick("Write automatic captions anew", again), h("p", { class: "t-quiet" }, "Captions that you wrote or edited are never changed."));
+    };
+    const repeats = (ids) => {
+      const now = new Set(value.items.filter((i) => ids.includes(i.id)).map((i) => i.repeats || value.repeats));
+      const times = h("input", { class: "t-input", type: "number", id: "repeats-times", min: 1, max: 1000, step: 1, required: true, value: now.size === 1 ? [...now][0] : "" });
+      const quick = [1, 2, 3, 5, 10].map((n) =>
+        small(String(n), () => { times.value = n; times.focus(); }, { "aria-label": n === 1 ? "Once" : `${n} times` }));
+      sheetOf(ids.length === 1 ? `Repeats of ${ids[0]}` : `Repeats of ${ids.length}`, "Set", () => trigger("repeats", { ids, times: Number(times.value) }),
+        field("How often each is seen in one epoch", times), h("div", { class: "t-row" }, quick),
+        h("p", { class: "t-quiet" }, `The others are seen ${value.repeats} × in each epoch. More for rare views or the best pictures, so that they count as much; files are not copied.`));
     };
     const brought = (what, words) => [
       small(`Upload ${words}`, () => {
@@ -703,7 +770,7 @@ Tuner.grid = (element, trigger, props, watch, upload) =>
           { class: "t-field", onsubmit: make },
           h("label", { for: "new-set" }, "Name"),
           name,
-          h("div", { class: "t-row t-right" }, h("button", { class: "t-button", type: "submit" }, "Make it")),
+          h("div", { class: "t-row t-right" }, h("button", { class: "t-button t-main", type: "submit" }, "Make it")),
         ),
       );
       name.focus();
@@ -760,7 +827,7 @@ Tuner.grid = (element, trigger, props, watch, upload) =>
                   place();
                 },
               },
-              { all: "All", bare: "No caption", warn: "Look at", lone: "No pair", unused: "Unused", found: "Found" }[k],
+              { all: "All", bare: "No caption", warn: "Needs a look", lone: "No pair", unused: "Unused", found: "Found" }[k],
               " ",
               String(k === "found" ? found.size : counts[k]),
             ),
@@ -838,7 +905,7 @@ Tuner.grid = (element, trigger, props, watch, upload) =>
       mark();
       side();
       const open = part.node("plan").querySelector("details[open]");
-      if (part.draw("plan", value.plan, strip) && open) part.node("plan").querySelector("details").open = true;
+      if (part.draw("plan", [value.plan, !(value.items || []).length], ([plan]) => strip(plan)) && open) part.node("plan").querySelector("details").open = true;
       if (sheet && value.preview && value.preview.rows) sheet(value.preview);
     };
   });

@@ -16,7 +16,7 @@ from .. import captioning, captions, companions, masking
 from ..archives import Refused, unpack
 from ..datasets import DEMO, Added
 from ..media import ENDINGS, PICTURES
-from ..parts.cards import MOST, doctor, look, numbered, plan_line, uses, view, without_caption
+from ..parts.cards import MOST, doctor, look, numbered, others, plan_line, uses, view, without_caption
 from ..parts.checks import digest
 from ..parts.since import Marks, since
 from ..parts.widget import SILENT, notice, quiet, widget
@@ -81,7 +81,8 @@ def stamp(studio: Studio, told: Said = SILENT) -> str:
     draft = studio.project.draft()
     job = [captioning.state(studio, draft.dataset), masking.state(studio, draft.dataset), studio.project.reads(draft)]
     files = studio.project.stamp(draft)
-    return digest(json.dumps([draft.dataset, files, job, doctor(studio), plan, told["at"]], default=str), "")
+    noted = [studio.workspace.datasets.meta(draft.dataset).get(key) for key in ("trigger", "repeats", "masks")]
+    return digest(json.dumps([draft.dataset, files, noted, job, doctor(studio), plan, told["at"]], default=str), "")
 
 
 # -- what the page sends -----------------------------------------------------------------------------------------------
@@ -156,6 +157,23 @@ def _triggerword(studio: Studio, sent: Said) -> Said:
     word = " ".join(str(sent["text"]).split())
     studio.workspace.datasets.set_meta(studio.project.draft().dataset, {"trigger": word})
     return {}
+
+
+def _repeats(studio: Studio, sent: Said) -> Said:
+    """How often these items are seen in an epoch; as often as the others when that is what was asked for."""
+    try:
+        times = int(sent.get("times") or 0)
+    except (TypeError, ValueError):
+        times = 0
+    if not 1 <= times <= MOST_REPEATS:
+        return {"note": f"Repeats are a whole number from 1 to {MOST_REPEATS}."}
+    name, copied = _writable(studio)
+    usual = others(studio)
+    many = studio.workspace.datasets.set_repeats(
+        name, [str(one) for one in sent.get("ids") or []], None if times == usual else times
+    )
+    text = f"{count(many, 'item is', 'items are')} now seen {times} × in each epoch."
+    return {"note": f"{text} {COPY}" if copied else text}
 
 
 def _autocaption(studio: Studio, sent: Said) -> Said:
@@ -248,6 +266,7 @@ HANDLERS: dict[str, Callable[[Studio, Said], Said]] = {
     "pick": _pick,
     "fresh": _fresh,
     "triggerword": _triggerword,
+    "repeats": _repeats,
     "autocaption": _autocaption,
     "captionstop": _captionstop,
     "examine": _examine,
@@ -344,6 +363,7 @@ def _beside(studio: Studio, what: str, files: list[tuple[Path, str]], left: list
     return " ".join([*said, *_left_out(odd + left)])
 
 
+MOST_REPEATS = 1000
 UNREAD = {
     "control": "The chosen recipe does not read them; one that trains a ControlNet does.",
     "reference": "The chosen recipe does not read them; one that trains edits, or videos from a first frame, does.",

@@ -147,6 +147,38 @@ def test_captions_come_from_the_captioner_and_a_persons_own_stay(studio: Studio,
     assert {i["id"]: i["origin"] for i in dataset.view(studio)["items"]}["c.png"] == "you"
 
 
+def test_a_selection_has_repeats_of_its_own(studio: Studio, tmp_path: Path) -> None:
+    """Noted beside the data set, in the recipe that is trained, kept while left out, gone when as the others."""
+    name = own(studio, tmp_path, {"a": "x", "b": "y", "c": "z"})
+    said = dataset._repeats(studio, {"ids": ["a.png", "b.png", "../evil.png"], "times": 3})
+    assert said["note"] == "2 items are now seen 3 × in each epoch."
+    assert {i["id"]: i["repeats"] for i in dataset.view(studio)["items"]} == {"a.png": 3, "b.png": 3, "c.png": 0}
+    final = studio.project.final(studio.project.draft())
+    assert final["data"][0]["repeats_of"] == {"a.png": 3, "b.png": 3}
+    assert not studio.project.mistakes(studio.project.draft())
+    dataset._remove(studio, {"ids": ["b.png"]})
+    assert studio.project.final(studio.project.draft())["data"][0]["repeats_of"] == {"a.png": 3}
+    dataset._undo(studio, {"ids": ["b.png"]})
+    dataset._repeats(studio, {"ids": ["a.png"], "times": 1})
+    assert studio.workspace.datasets.repeats(name) == {"b.png": 3}
+    for wrong in (0, -1, 1001, "many", None, [2]):
+        assert "whole number" in dataset._repeats(studio, {"ids": ["a.png"], "times": wrong})["note"]
+    assert studio.workspace.datasets.repeats(name) == {"b.png": 3}
+    elsewhere, _ = studio.project.bring(studio.project.yaml(studio.project.draft()))
+    assert elsewhere is not None and elsewhere.raw["data"][0]["repeats_of"] == {}, "they belong to these pictures"
+
+
+def test_what_a_caption_job_still_has_to_do_is_marked(studio: Studio, tmp_path: Path) -> None:
+    name = own(studio, tmp_path, {**{f"p{i:03}": "" for i in range(200)}, "z": "mine"})
+    dataset._autocaption(studio, {"model": "basic", "purpose": "general"})
+    until(lambda: captioning.state(studio, name).get("done", 0) > 1)
+    waits = {i["id"]: (i["wait"], bool(i["caption"])) for i in dataset.view(studio)["items"]}
+    assert waits["p199.png"] == ("caption", False) and waits["z.png"] == ("", True) and waits["p000.png"] == ("", True)
+    dataset._captionstop(studio, {})
+    until(lambda: captioning.state(studio, name)["state"] == "stopped")
+    assert not any(i["wait"] for i in dataset.view(studio)["items"])
+
+
 def test_a_caption_job_stops_and_wrong_wishes_start_none(studio: Studio, tmp_path: Path) -> None:
     name = own(studio, tmp_path, {f"p{i:03}": "" for i in range(200)})
     assert "lists" in dataset._autocaption(studio, {"model": "--out=/", "purpose": "style"})["note"]
@@ -173,6 +205,7 @@ def test_the_doctors_findings_have_remedies_that_can_be_undone(studio: Studio, t
     assert studio.project.draft().raw["train"]["steps"] == 321
     said = dataset._remove(studio, {"ids": copies["leave"]})
     assert set(texts(studio, name)) == {"a", "c"} and dataset.view(studio)["aside"] == ["b.png"]
+    assert dataset.view(studio)["doctor"] == {"findings": [], "old": True}, "what was solved is gone, with no new look"
     dataset._undo(studio, {"ids": said["undo"]})
     assert texts(studio, name) == {"a": "x", "b": "y", "c": "z"}
 
