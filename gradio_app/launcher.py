@@ -85,6 +85,7 @@ class LocalLauncher:
             self.ask(folder, "stop")
             pressed.touch()
             return STOPPING
+        (folder / "control" / f"ended-{process.pid}").touch()
         end(process)
         return "Ended at once. Resume goes on from the last checkpoint."
 

@@ -159,9 +159,12 @@ def _buttons(studio: Studio, page: Page) -> None:
         return known, gr.Tabs(selected="train"), gr.skip(), train.shown(studio, known), ready
 
     def on_next(known: dict[str, Any]) -> tuple[Any, ...]:
-        step = train.next_step(studio, pick_run(studio, known["run"]))["do"]
+        run = pick_run(studio, known["run"])
+        step = train.next_step(studio, run)["do"]
         if step == "start":
             return on_start(known)
+        if step == "recipe":
+            train.act(studio, run, "recipe")
         return known, gr.Tabs(selected=step), gr.skip(), gr.skip(), gr.skip()
 
     def on_job(known: dict[str, Any]) -> tuple[Any, Any]:

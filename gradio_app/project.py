@@ -8,6 +8,7 @@ import os
 import re
 import statistics
 import threading
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
@@ -189,6 +190,24 @@ class Project:
             if seen.start.get("family") == family and (seconds := seen.seconds_per_step()):
                 known.append(seconds)
         return statistics.median(known[:3]) if known else None
+
+    def again(self, raw: dict[str, Any]) -> Draft:
+        """Take the recipe of a run to be changed, and its data set where that is one of the workspace."""
+        with self._lock:
+            draft = self.draft()
+            name = str(raw.get("name", ""))
+            draft.recipe = next((c.id for c in self.cards() if self.plain(c).get("name") == name), draft.recipe)
+            draft.raw, draft.dial = deepcopy(raw), "standard"
+            draft.dataset = self.data_of(raw) or draft.dataset
+            self.workspace.save_draft(draft)
+            return draft
+
+    def data_of(self, raw: dict[str, Any]) -> str:
+        """The data set of the workspace that a recipe trains on first; empty for any other folder."""
+        first = next(iter(raw.get("data") or []), None)
+        path = str(first.get("path", "")) if isinstance(first, dict) else ""
+        known = self.workspace.datasets
+        return next((n for n in known.names() if path and str(known.folder(n)) == path), "")
 
     def save_as(self, name: str) -> Path:
         """Keep the draft as a recipe of the user's own."""

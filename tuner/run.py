@@ -135,7 +135,8 @@ def watched(folder: Path, work: Callable[[Callable[..., Any], Controls], str]) -
         end = work(say, Controls(folder))
         say(end, seconds=round(time.monotonic() - began, 1), folder=str(folder), **_step(folder))
     except UserError as error:
-        _last_words(say, "failed", error=str(error), user=True, folder=str(folder))
+        way_out = {"remedy": error.remedy} if error.remedy else {}
+        _last_words(say, "failed", error=str(error), user=True, folder=str(folder), **way_out)
         sys.stderr.write(f"{error}\n")
         return 1
     except BaseException as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import statistics
 import threading
 import time
@@ -31,6 +32,7 @@ SAME_PHASE = {"cache videos": "cache pictures", "cache sound": "cache pictures"}
 """Phases that stand at the same place of the timeline."""
 CHUNK = 250_000
 LOOKED_AT = 24
+ENDED = "You ended it at once."
 
 
 @dataclass
@@ -158,8 +160,10 @@ class Reader:
     def error(self) -> str:
         """What went wrong, in one plain sentence."""
         if self.last.get("kind") == "failed":
-            return str(self.last.get("error", "")).split("\n", 1)[0]
+            return _without_commands(str(self.last.get("error", "")).split("\n", 1)[0])
         if self.state == "crashed":
+            if (self.folder / "control" / f"ended-{(self._record() or self.start).get('pid')}").exists():
+                return ENDED
             tail = [line for line in self.log(6) if line.strip() and not line.startswith((" ", "Traceback"))]
             if not self.start and tail:
                 return tail[-1]
@@ -170,7 +174,8 @@ class Reader:
         """What else was wrong, when the engine listed several things."""
         if self.last.get("kind") != "failed":
             return []
-        return [line for line in str(self.last.get("error", "")).split("\n")[1:] if line.strip()][:8]
+        lines = str(self.last.get("error", "")).split("\n")[1:]
+        return [_without_commands(line) for line in lines if line.strip()][:8]
 
     def log(self, lines: int = 40) -> list[str]:
         """The last lines of log.txt, with what a progress bar overwrote left out."""
@@ -274,6 +279,12 @@ class Reader:
         self.exports.clear()
         for kept in (self.validation, self.samples, self.checkpoints, self.changes):
             kept[:] = [e for e in kept if e["step"] <= step]
+
+
+def _without_commands(text: str) -> str:
+    """What the engine says, without what is to be typed into a terminal: the page has buttons for it."""
+    text = re.sub(r",?\sthen\s(go\son\swith\s)?`python\s-m\stuner[^`]*`", "", text)
+    return re.sub(r";\s`python\s-m\stuner[^`]*`[^.]*", "", text)
 
 
 def _mark(path: Path) -> tuple[int, int]:

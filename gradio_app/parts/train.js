@@ -211,6 +211,7 @@ Tuner.train = (element, trigger, props, watch) =>
                     onclick: (e) => {
                       e.currentTarget.disabled = true;
                       trigger("act", { do: "remedy:" + r.key, run: shown });
+                      if (r.go) Tuner.go(r.go);
                     },
                   },
                   r.text,

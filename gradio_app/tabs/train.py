@@ -75,7 +75,7 @@ def view(studio: Studio, run: str, said: str = "", nonce: float = 0.0) -> dict[s
         "log": seen.log(),
         "queue": _queue(studio),
         "extend": extend_form(seen, state),
-        "remedies": remedies.found(seen.error(), seen.recipe()) if state in ("failed", "crashed") else [],
+        "remedies": _ways_out(seen, state),
     }
 
 
@@ -183,6 +183,8 @@ def act(studio: Studio, run: str, what: str) -> str:
         return studio.launcher.stop(folder)
     if what in ("resume", "start"):
         return _begin(studio, run, "resume" if what == "resume" else "run")
+    if what == "recipe":
+        return _prepare(studio, reader(folder).refresh(), "recipe")
     if what.startswith("remedy:"):
         return _remedy(studio, run, what.removeprefix("remedy:"))
     if what in ("save", "sample") and studio.launcher.process(folder) is not None:
@@ -247,12 +249,33 @@ def _remedy(studio: Studio, run: str, key: str) -> str:
     if folder is None:
         return ""
     seen = reader(folder).refresh()
-    chosen = next((r for r in remedies.found(seen.error(), seen.recipe()) if r["key"] == key), None)
+    chosen = next((r for r in _ways_out(seen, seen.state) if r["key"] == key), None)
     if chosen is None:
         return ""
+    if chosen["go"]:
+        return _prepare(studio, seen, chosen["go"])
     if not chosen["changes"]:
         return _begin(studio, run, "resume")
     return _new_run(studio, folder, chosen["changes"])
+
+
+def _ways_out(seen: Reader, state: str) -> list[dict[str, Any]]:
+    """The buttons of a run that failed; none for any other."""
+    if state not in ("failed", "crashed"):
+        return []
+    saved = int(seen.checkpoints[-1]["step"]) if seen.checkpoints else 0
+    offered = seen.last.get("remedy") if seen.last.get("kind") == "failed" else None
+    return remedies.found(seen.error(), seen.recipe(), saved, offered if isinstance(offered, dict) else None)
+
+
+def _prepare(studio: Studio, seen: Reader, screen: str) -> str:
+    """Put what a run was made of where the screen that is about to open shows it."""
+    raw = seen.recipe()
+    if screen == "recipe" and raw:
+        studio.project.again(raw)
+    elif screen == "dataset" and (name := studio.project.data_of(raw)):
+        studio.project.select(name)
+    return ""
 
 
 def _new_run(studio: Studio, folder: Path, changes: dict[str, Any]) -> str:
@@ -435,6 +458,8 @@ def _buttons(studio: Studio, seen: Reader, state: str) -> list[dict[str, Any]]:
         return []
     if state == "new":
         return [{"do": "start", "off": False, "text": "Start"}]
+    if any(way["key"] == "resume" for way in _ways_out(seen, state)):
+        return []  # the button stands in the band
     if state in ("stopped", "failed", "crashed"):
         again = "Resume" if seen.checkpoints else "Try again"
         return [

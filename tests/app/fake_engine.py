@@ -20,6 +20,41 @@ from tuner import events, home
 from tuner.__main__ import main as tuner_main
 from tuner.caption.book import Book
 
+DAMAGED = "The picture cat.png is damaged; remove it or set data.0.on_problem to skip."
+FAILURES = {
+    "breaks": (DAMAGED, lambda r: r["data"][0].get("on_problem") == "skip"),
+    "memory": ("Memory ran out. Lower train.batch or media.resolutions, or set memory.checkpointing=true; the last "
+               "checkpoint is untouched.", lambda r: (r.get("memory") or {}).get("checkpointing")
+               or r["train"]["batch"] < 8 or (r.get("memory") or {}).get("quantise") == "int8"),
+    "diverges": ("The loss became nan at step 3 (items a); lower train.lr, or use train.precision=fp32 if it happens "
+                 "at once. The last checkpoint is untouched.", lambda r: r["train"]["lr"] < 1e-3),
+    "size": ("validate.size is [60, 60]; both must be multiples of 64.",
+             lambda r: (r.get("validate") or {}).get("size") == [64, 64]),
+    "gone": ("data.0.path is /nowhere, which does not exist; create the folder, or correct the path.", None),
+    "model": ("source broken: unet could not be loaded (header too large); download it again.", None),
+    "full": ("There is no space left to write in /runs/x (the disk is full); free some space, then go on with "
+             "`python -m tuner resume /runs/x`. Earlier checkpoints are untouched.", None),
+    "hub": ("source a/b could not be fetched from the Hub (LocalEntryNotFoundError); check the name, your network, and "
+            "for gated models that you accepted the licence and ran `hf auth login`.", None),
+    "cache": ("The cache entry 12ab in /cache is missing or damaged; start or resume the run again, and it is made "
+              "anew.", None),
+    "ours": ("KeyError: 'x'", None),
+}  # fmt: skip
+"""By the name of the recipe: what is said, and what of the recipe solves it (nothing: it fails only once)."""
+REMEDIES = {"breaks": {"data.0.on_problem": "skip"}, "size": {"validate.size": [64, 64]}}
+
+
+def failed(folder: Path, recipe: dict, journal: events.Journal) -> bool:
+    """Fail as this recipe's name says, unless that was mended."""
+    said, mended = FAILURES.get(recipe["name"], ("", None))
+    before = folder / "failed-before"
+    if not said or (mended(recipe) if mended else before.exists()):
+        return False
+    before.touch()
+    remedy = {"remedy": REMEDIES[recipe["name"]]} if recipe["name"] in REMEDIES else {}
+    journal("failed", error=said, user=recipe["name"] != "ours", **remedy)
+    return True
+
 
 def picture(path: Path, seed: int, learned: float) -> None:
     """A disc whose colour turns to black and white with learning."""
@@ -60,8 +95,7 @@ def train(folder: Path, recipe: dict, pace: float, first: int) -> int:
     if first == 0:
         samples(folder, journal, recipe, 0, of)
     journal("phase", name="train", done=first, of=of)
-    if recipe["name"] == "breaks":
-        journal("failed", error="The picture cat.png is damaged; remove it or set data.0.on_problem to skip.")
+    if failed(folder, recipe, journal):
         return 1
     if recipe["name"] == "dies":
         os.kill(os.getpid(), 9)
@@ -98,13 +132,6 @@ def train(folder: Path, recipe: dict, pace: float, first: int) -> int:
     journal("export", path=files[0]["path"], verified=False, files=files)
     journal("finished", step=of, seconds=of * pace)
     return 0
-
-
-def plain(path: Path) -> dict:
-    """The recipe; one that breaks is mended by leaving out what is damaged."""
-    recipe = yaml.safe_load(path.read_text())
-    mended = recipe["name"] == "breaks" and recipe["data"][0].get("on_problem") == "skip"
-    return {**recipe, "name": "mended"} if mended else recipe
 
 
 def take(folder: Path, request: str) -> bool:
@@ -303,11 +330,11 @@ def main() -> int:
         folder = Path(rest[0])
         found, _ = events.follow(folder / "events.jsonl")
         saved = [e["step"] for e in found if e["kind"] == "checkpoint"]
-        recipe = plain(folder / "recipe.yaml")
+        recipe = yaml.safe_load((folder / "recipe.yaml").read_text())
         if "--steps" in rest:
             recipe["train"]["steps"] = int(rest[rest.index("--steps") + 1])
         return train(folder, recipe, pace, saved[-1] if saved else 0)
-    return train(Path(rest[2]), plain(Path(rest[0])), pace, 0)
+    return train(Path(rest[2]), yaml.safe_load(Path(rest[0]).read_text()), pace, 0)
 
 
 if __name__ == "__main__":

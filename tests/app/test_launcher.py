@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import sys
 import time
@@ -11,9 +12,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import yaml
 
+from gradio_app.forms import get
 from gradio_app.launcher import LocalLauncher
-from gradio_app.main import begin, pick_run, tick
+from gradio_app.main import SCREENS, begin, pick_run, tick
 from gradio_app.parts import remedies
 from gradio_app.parts.checks import Checker
 from gradio_app.parts.loss import every, smooth, thin
@@ -84,15 +87,7 @@ def test_second_press_ends_a_run_that_does_not_listen(studio: Studio) -> None:
     assert "Ended at once" in train.act(studio, folder.name, "stop")
     assert not process.is_running() or process.status() == "zombie"
     assert reader(folder).refresh().state == "crashed"
-
-
-@pytest.mark.parametrize("name", ["breaks", "dies"])
-def test_failure_and_crash_are_told_in_one_sentence(studio: Studio, name: str) -> None:
-    folder = started(studio, 10, name)
-    until(lambda: reader(folder).refresh().state in ("failed", "crashed"))
-    band = train.view(studio, folder.name)["band"]
-    sentence = {"breaks": "cat.png is damaged", "dies": "ended without a word"}[name]
-    assert sentence in band["headline"] and band["headline"].count("\n") == 0
+    assert train.view(studio, folder.name)["band"]["headline"] == "You ended it at once."
 
 
 def test_kill_is_seen_as_a_crash_and_a_new_app_finds_a_run(studio: Studio) -> None:
@@ -185,28 +180,74 @@ def test_what_helps_after_a_failure() -> None:
     }
     done = {**raw, "memory": {"checkpointing": True, "quantise": "nf4"}, "train": {"batch": 1}}
     assert [r["changes"] for r in remedies.found(memory, done)] == [{"media.resolutions": [768]}]
+    least = {**done, "media": {}}
+    assert [r["key"] for r in remedies.found(memory, least)] == ["resume", "recipe"], "there is always a way on"
     nan = remedies.found("The loss became nan at step 3 (items a); lower train.lr", raw)
     assert [r["changes"] for r in nan] == [{"train.lr": 3e-5}, {"train.precision": "fp32"}]
-    assert remedies.found("There is no space left to write in /x; free some", raw)[0]["changes"] == {}
-    assert remedies.found("Something else.", raw) == []
-    broken = remedies.found("x is damaged, or set data.0.on_problem=skip to leave such files out.", {"data": [{}]})
-    for way in [*remedies.found(memory, raw), *nan, *broken]:  # every change is one that the engine takes
+    killed = "The training process ended without a word: it was killed, or the memory ran out."
+    assert remedies.found(killed, raw, 50)[0]["key"] == "resume"
+    for way in [*remedies.found(memory, raw), *nan]:  # every change is one that the engine takes
         recipe_of = {"family": "sd1", "source": "x", "name": "n", "data": [{"path": "/p"}]}
         for key, value in way["changes"].items():
             put(recipe_of, key, value)
         recipes.parse(recipe_of)
 
 
-def test_a_remedy_starts_a_new_run_with_the_change(studio: Studio) -> None:
-    folder = started(studio, 10, "breaks")
-    until(lambda: reader(folder).refresh().state == "failed")
+CLASSES = {
+    "breaks": ["skip", "recipe"],
+    "memory": ["checkpointing", "batch", "quantise"],
+    "diverges": ["lr"],
+    "size": ["offered", "recipe"],
+    "gone": ["dataset", "resume", "recipe"],
+    "model": ["recipe", "resume"],
+    "full": ["resume", "space"],
+    "hub": ["resume", "recipe"],
+    "cache": ["resume", "recipe"],
+    "ours": ["resume", "recipe"],
+    "dies": ["resume", "checkpointing", "batch"],
+}
+"""Everything that ends a run, as the fake engine does it by the recipe's name, and the buttons that there are."""
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_every_failure_has_buttons_that_mend_it(studio: Studio, name: str) -> None:
+    """One sentence without commands, what was saved, one to three buttons; each is pressed, and the run ends well."""
+    studio.launcher.command = (*studio.launcher.command[:-1], "0.001")
+    studio.project.draft()
+    studio.project.update({"train.batch": 8})
+    folder = started(studio, 3, name)
+    until(lambda: reader(folder).refresh().state in ("failed", "crashed") and not reader(folder).alive)
     shown = train.view(studio, folder.name)
-    assert [r["text"] for r in shown["remedies"]] == ["Leave such files out"]
-    said = train.act(studio, folder.name, "remedy:skip")
-    new = studio.workspace.run(said.removeprefix(train.NEW_RUN))
-    assert new is not None and new != folder and "on_problem: skip" in (new / "recipe.yaml").read_text()
-    assert "on_problem: skip" not in (folder / "recipe.yaml").read_text()
-    until(lambda: not reader(new).refresh().alive)
+    band, keys = shown["band"], [r["key"] for r in shown["remedies"]]
+    assert keys == CLASSES[name] and "tuner " not in band["headline"] + band["sub"] and "\n" not in band["headline"]
+    assert "Nothing of yours was changed." in band["sub"] or "saved" in band["sub"]
+    assert ("resume" in keys) != any(b["do"] == "resume" for b in shown["buttons"])
+    asked = reader(folder).recipe()
+    for way in shown["remedies"]:
+        pressed(studio, folder, way, ends=name != "dies")
+    assert {**reader(folder).recipe()} == asked, "the run that failed stays as it was"
+
+
+def pressed(studio: Studio, folder: Path, way: dict, ends: bool) -> None:
+    """Press one button: a new run with that change, the same run again, or a screen with what it is about."""
+    if way["key"] == "resume" and (folder / "failed-before").exists():
+        failed_again = folder.with_name(folder.name + "-copy")
+        shutil.copytree(folder, failed_again)
+        folder = failed_again
+    said = train.act(studio, folder.name, f"remedy:{way['key']}")
+    if way["go"]:
+        draft = studio.project.draft()
+        assert way["go"] in SCREENS and studio.project.data_of(draft.raw) == "demo"
+        assert way["go"] != "recipe" or draft.raw["train"] == reader(folder).recipe()["train"]
+        return
+    run = studio.workspace.run(said.removeprefix(train.NEW_RUN)) if said.startswith(train.NEW_RUN) else folder
+    assert run is not None
+    if way["changes"]:
+        assert run != folder
+        made = yaml.safe_load((run / "recipe.yaml").read_text())
+        assert all(get(made, key) == value for key, value in way["changes"].items())
+    until(lambda: not reader(run).refresh().alive)
+    assert reader(run).refresh().state == ("finished" if ends else "crashed")
 
 
 def test_a_silent_run_is_told_with_the_last_line_of_its_log(tmp_path: Path) -> None:
