@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import secrets
 import sys
 from typing import Any
@@ -19,7 +20,7 @@ def main(arguments: list[str] | None = None, studio: Studio | None = None) -> No
     """Serve the app until it is interrupted. `studio` replaces the usual one in tests."""
     options = _options(arguments)
     away = options.share or options.host not in ("127.0.0.1", "localhost")
-    password = options.password or (secrets.token_urlsafe(15) if away else "")
+    password = options.password or os.environ.pop("TUNER_PASSWORD", "") or (secrets.token_urlsafe(15) if away else "")
     if away and len(password) < LEAST:
         sys.exit(f"The password must have at least {LEAST} characters when others can reach the app.")
     studio = studio or open_studio()
@@ -59,7 +60,11 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--name", action="append", default=[], metavar="HOST", help="a further host name under which others reach it"
     )
-    parser.add_argument("--password", default="", help="password to ask for (user: tuner); made up when one is needed")
+    parser.add_argument(
+        "--password",
+        default="",
+        help="password to ask for (user: tuner), else that of TUNER_PASSWORD; made up when one is needed",
+    )
     return parser.parse_args(arguments)
 
 

@@ -37,6 +37,8 @@ class DataSets:
 
     def names(self) -> list[str]:
         """The demo first, then the user's own by name."""
+        if not self.root.is_dir():  # somebody took it away while the app runs
+            self.root.mkdir(parents=True)
         own = sorted(p.name for p in self.root.iterdir() if p.is_dir() and not p.name.startswith("."))
         return [DEMO, *own] if self.demo.is_dir() else own
 
@@ -172,11 +174,9 @@ class DataSets:
 
     def thumb(self, picture: Path) -> Path | None:
         """A small copy for the grid, made once per content change; nothing when the file cannot be read."""
-        stat = picture.stat()
-        key = hashlib.sha256(f"{picture}|{stat.st_mtime_ns}|{stat.st_size}".encode()).hexdigest()[:24]
-        for known in (self.thumbs / f"{key}.jpg", self.thumbs / f"{key}-clear.png"):
-            if known.exists():
-                return known
+        if known := self.thumb_known(picture):
+            return known
+        key = _key(picture)
         try:
             shown = still(picture, EDGE)
             clear = "A" in shown.getbands() or "transparency" in shown.info
@@ -185,6 +185,11 @@ class DataSets:
         except BROKEN:
             return None
         return small
+
+    def thumb_known(self, picture: Path) -> Path | None:
+        """The small copy, if it was made before."""
+        key = _key(picture)
+        return next((p for p in (self.thumbs / f"{key}.jpg", self.thumbs / f"{key}-clear.png") if p.exists()), None)
 
     def thumb_all(self, pictures: list[Path]) -> list[Path | None]:
         """Small copies of many, made side by side."""
@@ -209,6 +214,15 @@ class DataSets:
             raise FileNotFoundError(f"There is no picture named {picture!r} in {name}.")
         return path
 
+    def beside(self, name: str) -> dict[str, Path]:
+        """What belongs to a data set and lies beside its folder, by the name that it has inside the bin."""
+        places = {
+            ".dataset.json": f".{name}.json",
+            ".companions": f".companions/{name}",
+            ".removed": f".removed/{name}",
+        }
+        return {inside: self.root / place for inside, place in places.items()}
+
     def _kinds(self, name: str) -> list[Path]:
         """The folders of masks, control and reference pictures; they go and come with their picture."""
         return [path for path in (self.root / ".companions" / self.folder(name).name).glob("*") if path.is_dir()]
@@ -223,3 +237,9 @@ class DataSets:
         stems = {Path(t).stem for t in taken if not t.endswith(".txt")}
         stem = unused(Path(wish).stem.replace(".", "-"), stems)
         return f"{stem}{Path(wish).suffix}"
+
+
+def _key(picture: Path) -> str:
+    """The name of a picture's small copy: another one whenever the file changes."""
+    stat = picture.stat()
+    return hashlib.sha256(f"{picture}|{stat.st_mtime_ns}|{stat.st_size}".encode()).hexdigest()[:24]

@@ -13,8 +13,11 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.responses import PlainTextResponse
+from starlette.requests import cookie_parser
+from starlette.responses import HTMLResponse, PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from .strangers import sign_in
 
 USER = "tuner"
 LONGEST = 5.0
@@ -22,6 +25,10 @@ MOST_WAITING = 16
 HERE = ("127.0.0.1", "localhost", "::1")
 UPLOAD_AT_ONCE = 4 << 30
 ROOM_LEFT = 2 << 30
+BODY_AT_ONCE = 64 << 20
+STRANGERS_BODY = 64 << 10
+OPEN = ("/login", "/login/", "/favicon.ico", "/gradio_api/startup-events")
+"""What strangers may ask for where a password is set; nothing else, whatever Gradio itself would answer."""
 
 
 def door(password: str) -> Any:
@@ -74,7 +81,11 @@ class Place:
         """What every answer says to the browser."""
         policy = [POLICY] if self.strict else []
         policy += [f"frame-ancestors {self.frames}"] if self.frames else []
-        said = {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "same-origin"}
+        said = {
+            "X-Content-Type-Options": "nosniff",
+            "Referrer-Policy": "same-origin",
+            "Cross-Origin-Resource-Policy": "same-origin",  # other sites cannot show or probe for the user's pictures
+        }
         if policy:
             said["Content-Security-Policy"] = "; ".join(policy)
         if self.frames == "'self'":
@@ -98,7 +109,8 @@ def lan(names: list[str], share: bool) -> Place:
 
 
 class Guard:
-    """Middleware: refuses foreign names, requests that another web site makes, and uploads that are too large."""
+    """Middleware: refuses foreign names, strangers where there is a password, requests that another web site makes,
+    and bodies that are too large."""
 
     def __init__(self, app: ASGIApp, place: Place, uploads: Path) -> None:
         self.app, self.place, self.uploads = app, place, uploads
@@ -115,9 +127,21 @@ class Guard:
                 MutableHeaders(scope=message).update(self.said)
             await send(message)
 
-        status, sentence = self._refusal(scope, Headers(scope=scope))
-        inner = PlainTextResponse(sentence, status) if sentence else self.app
+        inner = self._answer(scope, Headers(scope=scope)) or self.app
         await inner(scope, receive, sending)
+
+    def _answer(self, scope: Scope, headers: Headers) -> Response | None:
+        """What is answered in the app's place; nothing for what may pass."""
+        status, sentence = self._refusal(scope, headers)
+        if sentence:
+            return PlainTextResponse(sentence, status)
+        if not stranger(scope, headers) or scope["path"] in OPEN:
+            return None
+        if scope["path"] == "/" and scope.get("method") in ("GET", "HEAD"):
+            return HTMLResponse(
+                sign_in(USER, headers.get("accept-language", "")), headers={"Cache-Control": "no-store"}
+            )
+        return PlainTextResponse("Sign in first: open the app in a browser, or give gradio_client its auth.", 401)
 
     def _refusal(self, scope: Scope, headers: Headers) -> tuple[int, str]:
         host = headers.get("host", "")
@@ -127,23 +151,38 @@ class Guard:
         if scope["type"] == "websocket" or scope["method"] not in ("GET", "HEAD", "OPTIONS"):
             if _foreign(headers, host):
                 return 403, "Another web site asked for this; open the app itself."
-            if scope["path"].rstrip("/").endswith("/upload"):
-                return self._upload(headers)
+            return self._size(scope, headers)
         return 0, ""
 
-    def _upload(self, headers: Headers) -> tuple[int, str]:
-        size = headers.get("content-length", "")
-        if "transfer-encoding" in headers or not size.isdigit():
+    def _size(self, scope: Scope, headers: Headers) -> tuple[int, str]:
+        """Uploads go to the disk, everything else into memory."""
+        size, upload = headers.get("content-length", "0"), scope["path"].rstrip("/").endswith("/upload")
+        if "transfer-encoding" in headers or not size.isdigit() or (upload and "content-length" not in headers):
             return 411, "An upload must say how large it is."
-        if int(size) > UPLOAD_AT_ONCE:
+        if not upload and int(size) > (STRANGERS_BODY if stranger(scope, headers) else BODY_AT_ONCE):
+            return 413, "This is too much for one request; send files as uploads."
+        return self._upload(int(size)) if upload else (0, "")
+
+    def _upload(self, size: int) -> tuple[int, str]:
+        if size > UPLOAD_AT_ONCE:
             return 413, f"Send at most {UPLOAD_AT_ONCE >> 30} GB at once."
-        left = shutil.disk_usage(self.uploads).free - int(size)
+        left = shutil.disk_usage(self.uploads).free - size
         if left < ROOM_LEFT:
             return (
                 507,
                 f"The disk is nearly full; make room so that {ROOM_LEFT >> 30} GB stay free.",
             )
         return 0, ""
+
+
+def stranger(scope: Scope, headers: Headers) -> bool:
+    """Whether a password is set and the one who asks has not given it: Gradio's own test, but for every address."""
+    app = scope.get("app")
+    if getattr(app, "auth", None) is None:
+        return False
+    held = cookie_parser(headers.get("cookie", ""))
+    names = (f"access-token-{app.cookie_id}", f"access-token-unsecure-{app.cookie_id}")
+    return not any(held.get(name) in app.tokens for name in names)
 
 
 def _foreign(headers: Headers, host: str) -> bool:

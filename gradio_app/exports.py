@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from .holdings import FORMATS, LIVE
+from .listing import FORMATS, LIVE
 from .parts.reader import reader
 from .shelf import Foreign
 from .studio import Studio
@@ -89,7 +89,7 @@ def form(studio: Studio, of: Subject) -> dict[str, Any]:
     return {
         "kind": "export", "stage": "form", "id": of.id, "label": of.label, "live": False, "formats": shown,
         "precision": str(save.get("precision") or ""), "metadata": "share",
-        "whole": FORMATS.get(own(of), ""),
+        "whole": FORMATS.get(own(of), ""), "link": f"export:{of.id}",
         "families": [] if family else known, "trouble": "",
     }  # fmt: skip
 
@@ -140,6 +140,7 @@ def page(studio: Studio, name: str) -> dict[str, Any] | None:
     event = seen.exports[-1] if seen.exports else {}
     return {
         "kind": "export", "stage": "working" if live else "done" if done else "failed", "live": live, "job": name,
+        "link": f"written:{name}",
         "id": str(asked.get("id", "")), "label": str(asked.get("label", "")), "run": str(asked.get("run", "")),
         "files": [_file(folder, f) for f in event.get("files") or []] if done else [],
         "notes": [str(n["text"]) for n in seen.notes], "folder": str(folder / "export"),

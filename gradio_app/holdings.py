@@ -1,5 +1,5 @@
-"""What the workspace holds: runs, adapters from elsewhere, exports and data sets, with names, tags and notes of the
-user's, and a bin to bring back from.
+"""What the workspace holds: runs, adapters, exports, comparisons, data sets and past jobs, with names, tags and notes
+of the user's, and a bin to bring back from.
 
 Names, tags and notes lie in library.json; no run's journal and no data set is written to. Nothing outside the
 workspace is ever moved or deleted.
@@ -8,27 +8,27 @@ workspace is ever moved or deleted.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import threading
-import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from .datasets import DEMO
+from . import listing
+from .disk import size_of, size_text
+from .listing import LIVE
 from .parts.names import unused
-from .parts.reader import Reader, reader
+from .parts.reader import reader
 from .shelf import Foreign
 from .workspace import Workspace, write_json
 
-KINDS = ("run", "dataset", "adapter", "export")
-LIVE = ("running", "starting")
-FORMATS = {"diffusers": "diffusers", "comfyui": "ComfyUI", "kohya": "kohya-style tools", "lycoris": "LyCORIS",
-           "peft": "PEFT", "model": "whole model", "controlnet": "ControlNet"}  # fmt: skip
-STATES = {"new": "not started", "crashed": "ended early"}
+KINDS = ("run", "adapter", "export", "compare", "dataset", "job")
+LONGEST = {"title": 120, "tags": 200, "note": 2000}
+BUSY = {
+    "run": "{name} is training now. Stop it first, then delete it.",
+    "export": "{name} is being written now. Wait for its end, then delete it.",
+    "compare": "{name} is being drawn now. Stop it first, then delete it.",
+    "job": "{name} is at work now. Stop it first, then delete it.",
+}
 
 
 class Library:
@@ -41,15 +41,13 @@ class Library:
         self._lock = threading.RLock()
 
     def items(self) -> list[dict[str, Any]]:
-        """Everything, the newest first. The demo pictures are not the user's and not listed."""
+        """Everything, the newest first, with what the user wrote."""
         notes = self.notes()
-        found = [self._run(self.workspace.runs / name) for name in self.workspace.run_names()]
-        found += [self._dataset(name) for name in self.workspace.datasets.names() if name != DEMO]
-        found += [_adapter(path) for path in Foreign(self.workspace.adapters).files()]
-        found += [_export(path) for path in self.workspace.exports.glob("*") if (path / "asked.json").is_file()]
+        found = listing.everything(self.workspace)
         for item in found:
-            item |= {"title": item["name"], "tags": "", "note": "", **notes.get(f"{item['kind']}:{item['name']}", {})}
-        return sorted(found, key=lambda item: item["at"], reverse=True)
+            own = notes.get(f"{item['kind']}:{item['name']}", {})
+            item |= {"title": item["name"], "tags": "", "note": "", "size": item["room"].bytes, **own}
+        return found
 
     def binned(self) -> list[dict[str, Any]]:
         """What lies in the bin."""
@@ -57,15 +55,16 @@ class Library:
             {"kind": kind, "name": path.name, "size": size_of(path)}
             for kind in KINDS
             for path in sorted((self.bin / kind).glob("*"))
+            if not path.name.startswith(".")
         ]
 
     def notes(self) -> dict[str, dict[str, str]]:
-        """What the user wrote, by kind:name."""
+        """What the user wrote, by kind:name; of what lies in the bin by bin/kind:name."""
         try:
             found = json.loads(self._notes.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return {}
-        return found if isinstance(found, dict) else {}
+        return {k: v for k, v in found.items() if isinstance(v, dict)} if isinstance(found, dict) else {}
 
     def write(self, kind: str, name: str, changes: dict[str, str]) -> None:
         """Set title, tags or note. An empty title is the folder's own name again."""
@@ -74,7 +73,7 @@ class Library:
         with self._lock:
             notes = self.notes()
             mine = notes.get(f"{kind}:{name}", {})
-            for key, longest in (("title", 120), ("tags", 200), ("note", 2000)):
+            for key, longest in LONGEST.items():
                 if key in changes:
                     mine[key] = str(changes[key]).strip()[:longest]
             notes[f"{kind}:{name}"] = {key: text for key, text in mine.items() if text}
@@ -82,42 +81,56 @@ class Library:
 
     def folder(self, kind: str, name: str) -> Path | None:
         """The folder of an item, or the file of an adapter; nothing for what is not exactly one of the workspace's."""
-        parent = self._parents().get(kind)
-        if parent is None or not name or name != Path(name).name or name.startswith("."):
+        if kind not in KINDS or not name or name != Path(name).name or name.startswith("."):
             return None
-        path = parent / name
-        there = path.is_file() if kind == "adapter" else path.is_dir()
+        path = self._parent(kind, name) / name
+        there = path.is_file() if kind == "adapter" else path.is_dir() and path.name not in listing.BELOW
         return path if there and not path.is_symlink() else None
 
-    def _parents(self) -> dict[str, Path]:
-        """Where things of each kind lie."""
+    def _parent(self, kind: str, name: str) -> Path:
+        """Where a thing of this kind and name lies."""
         places = self.workspace
+        if kind == "job":
+            return listing.job_place(places, name)
         return {"run": places.runs, "dataset": places.datasets.root, "adapter": places.adapters,
-                "export": places.exports}  # fmt: skip
+                "export": places.exports, "compare": places.compare}[kind]  # fmt: skip
 
     def delete(self, kind: str, name: str) -> str:
         """Move into the bin; returns a sentence about it."""
+        return self.throw(kind, name)[0]
+
+    def throw(self, kind: str, name: str) -> tuple[str, str]:
+        """The same; also the name that it has in the bin, empty where it stays."""
         with self._lock:
             path = self.folder(kind, name)
             if path is None:
-                return "It is not there any more."
-            if kind == "run" and reader(path).refresh().state in LIVE:
-                return f"{name} is training now. Stop it first, then delete it."
-            if kind == "export" and reader(path).refresh().state in LIVE:
-                return f"{name} is being written now. Wait for its end, then delete it."
-            if kind == "dataset" and (user := self._trains_on(path)):
-                return f"{user} is training on {name}. Wait for its end, then delete it."
-            place = self.bin / kind
-            place.mkdir(parents=True, exist_ok=True)
-            target = place / unused(name, {p.name for p in place.iterdir()})
-            path.rename(target)
-            notes = self.workspace.datasets.root / f".{name}.json"
-            if kind == "dataset" and notes.exists():
-                notes.rename(target / ".dataset.json")
-            beside = self.workspace.datasets.root / ".companions" / name
-            if kind == "dataset" and beside.is_dir():
-                beside.rename(target / ".companions")
-            return f"{name} is in the bin."
+                return "It is not there any more.", ""
+            if kind in BUSY and reader(path).refresh().state in LIVE:
+                return BUSY[kind].format(name=name), ""
+            if kind == "dataset" and (user := self._uses(path)):
+                return f"{user} is at work on {name}. Wait for its end, then delete it.", ""
+            return f"{name} is in the bin.", self._move(kind, name, path)
+
+    def clear_jobs(self) -> str:
+        """Move all jobs that have ended into the bin; returns a sentence about it."""
+        moved = 0
+        with self._lock:
+            for name, path in listing.jobs(self.workspace).items():
+                if reader(path).refresh().state not in LIVE:
+                    self._move("job", name, path)
+                    moved += 1
+        return f"{moved} past job{'' if moved == 1 else 's'} moved to the bin." if moved else "There are no past jobs."
+
+    def _move(self, kind: str, name: str, path: Path) -> str:
+        place = self.bin / kind
+        place.mkdir(parents=True, exist_ok=True)
+        target = place / unused(name, {p.name for p in place.iterdir()})
+        path.rename(target)
+        for inside, beside in self._beside(kind, name).items():
+            if beside.exists():
+                beside.rename(target / inside if kind == "dataset" else place / f".{target.name}{inside}")
+        self._renote(f"{kind}:{name}", f"bin/{kind}:{target.name}")
+        return target.name
 
     def restore(self, kind: str, name: str) -> str:
         """Bring back from the bin; returns a sentence about it."""
@@ -125,134 +138,58 @@ class Library:
             path = self._in_bin(kind, name)
             if path is None:
                 return "It is not in the bin any more."
-            parent = self._parents()[kind]
+            parent = self._parent(kind, name)
+            parent.mkdir(parents=True, exist_ok=True)
             free = unused(name, {p.name for p in parent.iterdir()})
             path.rename(parent / free)
-            notes = parent / free / ".dataset.json"
-            if notes.exists():
-                notes.rename(parent / f".{free}.json")
-            beside = parent / free / ".companions"
-            if beside.is_dir():
-                (parent / ".companions").mkdir(exist_ok=True)
-                beside.rename(parent / ".companions" / free)
+            for inside, beside in self._beside(kind, free).items():
+                kept = parent / free / inside if kind == "dataset" else path.with_name(f".{name}{inside}")
+                if kept.exists() and not beside.exists():
+                    beside.parent.mkdir(exist_ok=True)
+                    kept.rename(beside)
+            self._renote(f"bin/{kind}:{name}", f"{kind}:{free}")
             return f"{free} is back."
 
     def empty(self) -> str:
         """Delete what lies in the bin for good; returns a sentence about it."""
         with self._lock:
-            freed, number = size_of(self.bin), 0
-            for item in self.binned():
-                path = self.bin / item["kind"] / item["name"]
+            freed, number = size_of(self.bin), len(self.binned())
+            for path in [path for kind in KINDS for path in (self.bin / kind).glob("*")]:
                 if path.is_dir() and not path.is_symlink():
                     shutil.rmtree(path)
                 else:
                     path.unlink()
-                number += 1
+            write_json(self._notes, {k: v for k, v in self.notes().items() if not k.startswith("bin/")})
             return f"{number} deleted for good, {size_text(freed)} freed." if number else "The bin is empty."
 
     def _in_bin(self, kind: str, name: str) -> Path | None:
-        if kind not in KINDS or not name or name != Path(name).name or name in (".", ".."):
+        if kind not in KINDS or not name or name != Path(name).name or name.startswith("."):
             return None
         path = self.bin / kind / name
         return path if path.exists() and not path.is_symlink() else None
 
-    def _trains_on(self, data: Path) -> str:
+    def _beside(self, kind: str, name: str) -> dict[str, Path]:
+        """What belongs to a thing and does not lie in it: what it is called in the bin, and where it lies."""
+        if kind == "dataset":
+            return self.workspace.datasets.beside(name)
+        said = Foreign(self.workspace.adapters).said
+        return {end: said / f"{name}{end}" for end in (".json", ".log")} if kind == "adapter" else {}
+
+    def _renote(self, now: str, then: str) -> None:
+        notes = self.notes()
+        if now in notes:
+            notes[then] = notes.pop(now)
+            write_json(self._notes, notes)
+
+    def _uses(self, data: Path) -> str:
+        """The name of a run or job that works on a data set now."""
         for name in self.workspace.run_names()[:24]:
             folder = self.workspace.runs / name
-            if reader(folder).refresh().state in LIVE and str(data) in _paths(folder):
+            entries = reader(folder).recipe().get("data") or []
+            paths = {str(entry.get("path")) for entry in entries if isinstance(entry, dict)}
+            if str(data) in paths and reader(folder).refresh().state in LIVE:
+                return name
+        for name, folder in listing.jobs(self.workspace).items():
+            if reader(folder).refresh().state in LIVE and name.split("-", 2)[-1] == data.name:
                 return name
         return ""
-
-    def _run(self, folder: Path) -> dict[str, Any]:
-        seen = reader(folder).refresh()
-        files = seen.samples[-1]["files"] if seen.samples else []
-        at = float(seen.last.get("at") or folder.stat().st_mtime)
-        recipe = _recipe(folder)
-        family = seen.start.get("family") or recipe.get("family") or ""
-        return {
-            "kind": "run", "name": folder.name, "family": str(family), "state": STATES.get(seen.state, seen.state),
-            "live": seen.state in LIVE, "adapter": seen.adapter() is not None, "size": size_of(folder), "at": at,
-            "about": f"step {seen.step} of {seen.of}" if seen.of else "",
-            "thumb": str(folder / files[0]["file"]) if files else "", "source": str(recipe.get("source") or ""),
-        }  # fmt: skip
-
-    def _dataset(self, name: str) -> dict[str, Any]:
-        sets = self.workspace.datasets
-        files, folder = sets.files(name), sets.folder(name)
-        small = sets.thumb_all(files[:1])
-        return {
-            "kind": "dataset", "name": name, "family": "", "state": "", "live": False, "adapter": False,
-            "size": size_of(folder), "at": folder.stat().st_mtime,
-            "about": f"{len(files)} picture{'' if len(files) == 1 else 's'}",
-            "thumb": str(small[0]) if small and small[0] else "",
-        }  # fmt: skip
-
-
-def _adapter(path: Path) -> dict[str, Any]:
-    foreign = Foreign(path.parent)
-    families = foreign.report(path).get("families") or []
-    return {
-        "kind": "adapter", "name": path.name, "family": str(families[0]) if len(families) == 1 else "", "state": "",
-        "live": False, "adapter": True, "size": size_of(path), "at": path.stat().st_mtime,
-        "about": foreign.told(path), "warnings": foreign.warnings(path), "thumb": "",
-    }  # fmt: skip
-
-
-def _export(folder: Path) -> dict[str, Any]:
-    seen = reader(folder).refresh()
-    state = {"finished": "", "running": "being written", "starting": "being written"}.get(seen.state, "failed")
-    return {
-        "kind": "export", "name": folder.name, "family": "", "state": state, "live": seen.state in LIVE,
-        "adapter": False, "size": size_of(folder), "at": float(seen.last.get("at") or folder.stat().st_mtime),
-        "about": exported(seen), "thumb": "",
-    }  # fmt: skip
-
-
-def exported(seen: Reader) -> str:
-    """An export in a line: 'diffusers, ComfyUI'."""
-    files = (seen.exports[-1].get("files") or []) if seen.exports else []
-    names = ", ".join(FORMATS.get(str(f.get("format")), str(f.get("format"))) for f in files)
-    return names + ("; NOT as it was trained" if any(f.get("problems") for f in files) else "")
-
-
-def size_of(folder: Path) -> int:
-    """Bytes of a file, or of all files below a folder; links count as nothing and are not followed."""
-    if folder.is_file() and not folder.is_symlink():
-        return folder.stat().st_size
-    return sum(_sizes(folder))
-
-
-def _sizes(folder: Path) -> Iterator[int]:
-    for at, _, names in os.walk(folder):
-        for name in names:
-            try:
-                stat = os.lstat(os.path.join(at, name))
-            except OSError:
-                continue
-            yield stat.st_size
-
-
-def size_text(count: int) -> str:
-    """'1.3 GB'."""
-    for unit, of in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if count >= of:
-            return f"{count / of:.1f} {unit}"
-    return f"{count} bytes"
-
-
-def when(at: float) -> str:
-    """'28 Nov 2026, 14:05'."""
-    then = time.localtime(at)
-    return f"{then.tm_mday} {time.strftime('%b %Y, %H:%M', then)}"
-
-
-def _recipe(folder: Path) -> dict[str, Any]:
-    try:
-        found = yaml.safe_load((folder / "recipe.yaml").read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
-def _paths(folder: Path) -> set[str]:
-    return {str(entry.get("path")) for entry in _recipe(folder).get("data") or []}

@@ -115,7 +115,7 @@ def _further(studio: Studio, session: gr.State, tabs: gr.Tabs) -> library.Screen
         machine = system.build(studio)
     with gr.Tab("Help", id="help"):
         help.build(studio)
-    library_tab.select(lambda page: library.view(studio, page=page), [shelf.page], [shelf.widget], **quiet())
+    library_tab.select(lambda page: library.turned(studio, page), [shelf.page], shelf.parts, **quiet())
     system_tab.select(lambda: system.view(studio), None, [machine], **quiet())
     return shelf
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import struct
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,9 @@ from .parts.words import count
 
 HEADER = 100_000_000
 NEAR = 0.01
+WAITING = "being looked at"
+PATIENCE = 120.0
+"""Seconds after which nobody is thought to look at a file any more."""
 
 
 def points(steps: Sequence[int], held: Sequence[tuple[int, float]]) -> list[float | None]:
@@ -73,12 +77,23 @@ class Foreign:
             return f"{stem}{ending} was not taken: only .safetensors files are; others can hold programs."
         if not sound(path):
             return f"{name} was not taken: it is no whole .safetensors file. Download it again, then add it."
-        self.said.mkdir(parents=True, exist_ok=True)
         target = self.folder / unused(name, {p.name for p in self.folder.iterdir()})
         shutil.copyfile(path, target)
-        assert self.launcher is not None, "to add files, somebody must look at them"
-        self.launcher.once("lora", "inspect", str(target), "--json", out=self.said / f"{target.name}.json")
+        self._ask(target)
         return ""
+
+    def look(self) -> None:
+        """Have one file looked at that nobody has looked at yet: somebody put it into the folder by hand, or the app
+        was ended meanwhile."""
+        waiting = [path for path in self.files() if self.told(path) == WAITING]
+        logs = [self.said / f"{path.name}.log" for path in waiting]
+        if waiting and all(not log.exists() or time.time() - log.stat().st_mtime > PATIENCE for log in logs):
+            self._ask(waiting[0])
+
+    def _ask(self, path: Path) -> None:
+        assert self.launcher is not None, "to add files, somebody must look at them"
+        self.said.mkdir(parents=True, exist_ok=True)
+        self.launcher.once("lora", "inspect", str(path), "--json", out=self.said / f"{path.name}.json")
 
     def files(self) -> list[Path]:
         """The newest first."""
@@ -99,7 +114,7 @@ class Foreign:
         if not report:
             errors = self.said / f"{path.name}.log"
             lines = errors.read_text(encoding="utf-8", errors="replace").split("\n") if errors.exists() else []
-            return next((line for line in reversed(lines) if line.strip()), "being looked at")
+            return next((line for line in reversed(lines) if line.strip()), WAITING)
         kinds = ", ".join(str(kind) for kind in report.get("kinds") or {}) or "adapter"
         ranks = "/".join(str(rank) for rank in list(report.get("ranks") or {})[:3])
         parts = [str(report.get("dialect") or ""), kinds + (f" rank {ranks}" if ranks else "")]

@@ -11,6 +11,7 @@ from starlette.responses import HTMLResponse, PlainTextResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from .door import Place
+from .strangers import page
 
 # Spaces show the app in a frame of theirs, through their own proxy.
 PLACE = Place(names=("*",), frames="", strict=False)
@@ -73,18 +74,11 @@ def _page(user: str) -> str:
     space = html.escape(space_id(), quote=True)
     owner = html.escape(space_id().split("/")[0])
     hello = f"You are signed in as {html.escape(user)}. " if user else ""
-    return (
-        "<!doctype html><html lang=en><meta charset=utf-8><title>Tuner</title>"
-        "<meta name=viewport content='width=device-width,initial-scale=1'>"
-        "<style>body{font:16px/1.6 system-ui,sans-serif;max-width:34rem;margin:12vh auto;padding:0 1.5rem;"
-        "background:#f7f6f4;color:#1f1d1a}a{display:inline-block;margin:.5rem .75rem 0 0;padding:.5rem 1rem;"
-        "border-radius:8px;border:1px solid #0f6e66;color:#0b574f;text-decoration:none}"
-        "a.first{background:#0f6e66;color:#fff}@media(prefers-color-scheme:dark){body{background:#151413;color:#efece7}"
-        "a{color:#7ccfc4}}</style><main><h1>Tuner</h1>"
+    return page(
         f"<p>{hello}This Space trains on the hardware of {owner}, so only {owner} can use it. "
         "Duplicate it to train on your own.</p>"
         f"<p><a class=first target=_blank rel=noopener href='https://huggingface.co/spaces/{space}?duplicate=true'>"
-        "Duplicate to use</a><a target=_blank href='/login/huggingface'>I am the owner: sign in</a></p></main></html>"
+        "Duplicate to use</a><a target=_blank href='/login/huggingface'>I am the owner: sign in</a></p>"
     )
 
 

@@ -65,7 +65,7 @@ class Workspace:
 
     def run_names(self) -> list[str]:
         """All runs, the newest first."""
-        found = [p for p in self.runs.iterdir() if (p / "recipe.yaml").exists() and not p.name.startswith(".")]
+        found = [p for p in _below(self.runs) if (p / "recipe.yaml").exists() and not p.name.startswith(".")]
         return [p.name for p in sorted(found, key=_started, reverse=True)]
 
     def run(self, name: str) -> Path | None:
@@ -87,15 +87,15 @@ class Workspace:
 
     def new_job(self, name: str) -> Path:
         """An unused folder for a job that is neither run nor comparison; not served to browsers."""
-        (self.root / "jobs").mkdir(exist_ok=True)
         return self._new(self.root / "jobs", name)
 
     def comparisons(self) -> list[Path]:
         """All comparisons, the newest first."""
-        found = [p for p in self.compare.iterdir() if (p / "request.yaml").exists()]
+        found = [p for p in _below(self.compare) if (p / "request.yaml").exists()]
         return sorted(found, key=lambda p: p.stat().st_mtime, reverse=True)
 
     def _new(self, parent: Path, name: str) -> Path:
+        parent.mkdir(parents=True, exist_ok=True)
         stem = f"{time.strftime('%Y-%m-%d')}-{safe_stem(name, 'run')}".lower()
         folder = parent / unused(stem, {p.name for p in parent.iterdir()})
         folder.mkdir()
@@ -108,6 +108,14 @@ def write_json(path: Path, value: Any) -> None:
     fresh = path.with_name(f".{path.name}.{os.getpid()}")
     fresh.write_text(json.dumps(value, ensure_ascii=False, indent=1), encoding="utf-8")
     fresh.replace(path)
+
+
+def _below(folder: Path) -> list[Path]:
+    """What lies in a folder; nothing when somebody took it away while the app runs."""
+    try:
+        return list(folder.iterdir())
+    except FileNotFoundError:
+        return []
 
 
 def _started(folder: Path) -> float:

@@ -41,6 +41,7 @@ window.Tuner = window.Tuner || {};
     mask: "M8 2a6 6 0 100 12A6 6 0 008 2zM8 2v12",
     chevron: "M4 6l4 4 4-4",
     up: "M4 10l4-4 4 4",
+    bin: "M3 4.5h10M6.5 4.5V3h3v1.5M4.5 4.5l.6 8.5h5.8l.6-8.5M6.8 7v3.6M9.2 7v3.6",
     globe: "M8 2a6 6 0 100 12A6 6 0 008 2zM2 8h12M8 2c4.5 3.5 4.5 8.5 0 12M8 2c-4.5 3.5-4.5 8.5 0 12",
   };
   const icon = (name, size = 16) =>
@@ -148,6 +149,7 @@ window.Tuner = window.Tuner || {};
       if (name && !awaited && name !== last && screens.includes(name)) {
         last = name;
         url({ tab: name });
+        open.scrollIntoView({ block: "nearest", inline: "center" }); // on a phone the row of tabs is wider than the window
         window.scrollTo(0, 0);
       }
     };
@@ -198,6 +200,12 @@ window.Tuner = window.Tuner || {};
   const dark = (wanted) => {
     document.body.classList.toggle("dark", wanted);
     keep("tuner-theme", wanted ? "dark" : "light");
+  };
+  // "light", "dark", or "" where the browser decides.
+  const look = () => kept("tuner-theme") || "";
+  const setLook = (wanted) => {
+    dark(wanted ? wanted === "dark" : window.matchMedia("(prefers-color-scheme: dark)").matches);
+    if (!wanted) keep("tuner-theme", "");
   };
   const themed = new URL(window.location.href).searchParams.get("__theme");
   const early = () => {
@@ -295,5 +303,5 @@ window.Tuner = window.Tuner || {};
   const medium = (src) =>
     /\.(mp4|webm|mov)$/i.test(src) ? "video" : /\.(wav|mp3|flac|ogg)$/i.test(src) ? "sound" : "picture";
 
-  Object.assign(window.Tuner, { newest, settle, keep, kept, medium, h, s, file, icon, slots, widget, go, url, marks, dark, modal, named, wipe });
+  Object.assign(window.Tuner, { newest, settle, keep, kept, medium, h, s, file, icon, slots, widget, go, url, marks, dark, look, setLook, modal, named, wipe });
 })();

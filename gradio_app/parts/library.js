@@ -1,21 +1,20 @@
-// Everything in the workspace and the bin; over it the pages that export an adapter and publish it.
+// Everything in the workspace and the bin; the pages over it are in outgoing.js.
 Tuner.holdings = (element, trigger, props, watch, upload) =>
   Tuner.widget(element, props, watch, (root) => {
-    const { h, icon, slots, file, go } = Tuner;
+    const { h, icon, slots, file, go, url } = Tuner;
     const part = slots();
-    let value = {};
+    let value = {},
+      shown = "";
     const button = (text, act, extra = {}) =>
       h("button", { class: "t-button t-small", type: "button", onclick: act, ...extra }, text);
+
+    // -- what is looked for ----------------------------------------------------------------------------------------
     const find = h("input", { class: "t-input", type: "search", placeholder: "Search", "aria-label": "Search the library" });
-    const choice = (label, pairs) =>
-      h(
-        "select",
-        { class: "t-input", "aria-label": label },
-        pairs.map(([key, text]) => h("option", { value: key }, text)),
-      );
-    const kind = choice("Show", [["", "Everything"], ["run", "Runs"], ["adapter", "Adapters"], ["export", "Exports"],
-      ["dataset", "Data sets"]]);
-    const order = choice("Sort by", [["at", "Newest first"], ["title", "Name"], ["bytes", "Largest first"]]);
+    const order = h(
+      "select",
+      { class: "t-input", "aria-label": "Sort by" },
+      [["at", "Newest first"], ["title", "Name"], ["bytes", "Largest first"]].map(([key, text]) => h("option", { value: key }, text)),
+    );
     const picked = h("input", { class: "t-hidden", type: "file", multiple: true, accept: ".safetensors", id: "l-file",
       tabindex: -1, "aria-label": "Add an adapter file" });
     picked.addEventListener("change", async () => {
@@ -33,24 +32,27 @@ Tuner.holdings = (element, trigger, props, watch, upload) =>
     });
     const add = h("button", { class: "t-button", type: "button", onclick: () => picked.click() }, icon("upload", 14),
       "Add an adapter");
-    const head = h("div", { class: "t-lib-head" }, find, kind, order, add, picked, part.node("total", "span", { class: "t-quiet" }));
     const list = h(
       "div",
       {},
       part.node("said", "div", { role: "status" }),
-      head,
+      h("div", { class: "t-lib-head" }, find, order, add, picked),
+      h("div", { class: "t-lib-head" }, part.node("kinds", "div", { class: "t-lib-kinds", role: "group", "aria-label": "Show" }),
+        part.node("total", "span", { class: "t-quiet" })),
       part.node("list", "ul", { class: "t-lib" }),
       part.node("bin", "details", { class: "t-lib-bin" }),
     );
     const page = part.node("page", "div", { class: "t-publish" });
     root.append(list, page);
 
+    // -- one thing -------------------------------------------------------------------------------------------------
     const send = (item, what, more = {}) => trigger("act", { do: what, kind: item.kind, name: item.name, ...more });
-    const field = (item, key, label) =>
+    const field = (item, key, label, hint = "") =>
       h("input", {
         class: "t-input t-lib-" + key,
+        "data-k": `${key} ${item[key]}`,
         value: item[key],
-        placeholder: label,
+        placeholder: hint,
         "aria-label": `${label} of ${item.name}`,
         onchange: (e) => send(item, "write", { [key]: e.target.value }),
         onkeydown: (e) => e.key === "Enter" && e.target.blur(),
@@ -59,13 +61,13 @@ Tuner.holdings = (element, trigger, props, watch, upload) =>
       trigger("openitem", { kind: item.kind, name: item.name, tab });
       go(tab);
     };
-    const NAMES = { run: "Run", dataset: "Data set", adapter: "Adapter from elsewhere", export: "Export" };
-    const PICTURES = { run: "image", dataset: "image", adapter: "upload", export: "down" };
-    const blank = (item) =>
-      h("span", { class: "t-lib-blank", "aria-hidden": "true" }, icon(PICTURES[item.kind], 22));
+    const NAMES = { run: "Run", dataset: "Data set", adapter: "Adapter from elsewhere", export: "Export",
+      compare: "Comparison", job: "Job" };
+    const PICTURES = { run: "image", dataset: "image", adapter: "upload", export: "down", compare: "image", job: "check" };
     const ways = (item) =>
       ({
         dataset: () => [button("Open", () => open(item, "dataset"))],
+        compare: () => [button("Open", () => open(item, "compare"))],
         run: () => [
           button("Open", () => open(item, "train")),
           item.adapter && button("Compare", () => open(item, "compare")),
@@ -77,255 +79,127 @@ Tuner.holdings = (element, trigger, props, watch, upload) =>
           button("Export", () => trigger("export", { id: `file:${item.name}` })),
         ],
         export: () => [button("Open", () => trigger("openexport", { name: item.name }))],
+        job: () => [item.opens && button("Open", () => trigger("openupload", { name: item.name }))],
       })[item.kind]();
+    const state = (item) =>
+      item.state && h("span", { class: item.live ? "t-lib-live" : item.trouble ? "t-lib-failed" : "" }, item.state);
+    const facts = (item) =>
+      [NAMES[item.kind], item.family, item.licence && `base licence: ${item.licence}`, state(item), item.about, item.size, item.when]
+        .filter(Boolean)
+        .flatMap((fact, i) => (i ? [" · ", h("span", {}, fact)] : [h("span", {}, fact)]));
     const row = (item) =>
       h(
         "li",
-        {},
-        item.thumb && /\.(png|jpe?g|webp)$/i.test(item.thumb)
-          ? h("img", { src: file(item.thumb), alt: "", loading: "lazy" })
-          : blank(item),
+        { "data-k": `${item.kind}:${item.name}` },
+        item.thumb
+          ? h("img", { src: file(item.thumb), alt: "", loading: "lazy", "data-k": item.thumb })
+          : h("span", { class: "t-lib-blank", "aria-hidden": "true" }, icon(PICTURES[item.kind], 20)),
         h(
           "div",
           { class: "t-lib-text" },
           field(item, "title", "Name"),
-          h(
-            "p",
-            { class: "t-quiet" },
-            [NAMES[item.kind], item.family, item.licence && `base licence: ${item.licence}`, item.state, item.about, item.size, item.when]
-              .filter(Boolean)
-              .join(" · "),
-          ),
-          (item.warnings || []).map((text) => h("p", { class: "t-warned" }, text)),
-          h("div", { class: "t-lib-notes" }, field(item, "tags", "Tags"), field(item, "note", "Note")),
+          h("p", { class: "t-quiet" }, facts(item)),
+          [item.trouble, ...(item.warnings || [])].filter(Boolean).map((text) => h("p", { class: "t-warned" }, text)),
+          item.kind !== "job" &&
+            h("div", { class: "t-lib-notes" }, field(item, "tags", "Tags", "Add tags"), field(item, "note", "Note", "Add a note")),
         ),
         h(
           "div",
           { class: "t-lib-do" },
           ways(item),
-          button("Delete", () => send(item, "delete"), {
-            disabled: item.live,
+          h("button", { class: "t-ghost", type: "button", disabled: item.live, "aria-label": `Delete ${item.name}`,
             title: item.live ? "It is being worked on now; stop it first." : "Move to the bin",
-          }),
+            onclick: () => send(item, "delete") }, icon("bin")),
         ),
       );
-    const shown = () => {
+
+    // -- the list --------------------------------------------------------------------------------------------------
+    const KINDS = { "": "All", run: "Runs", adapter: "Adapters", export: "Exports", compare: "Comparisons",
+      dataset: "Data sets", job: "Past jobs" };
+    // Jobs are many and seldom looked for: they stand under their own name only.
+    const of = (kind) =>
+      (value.items || []).filter((i) => (kind ? i.kind === kind || (kind === "adapter" && i.adapter) : i.kind !== "job"));
+    const fitting = () => {
       const words = find.value.toLowerCase().split(/\s+/).filter(Boolean);
       const fits = (i) =>
-        (!kind.value || i.kind === kind.value || (kind.value === "adapter" && i.adapter)) &&
-        words.every((w) => [i.name, i.title, i.tags, i.note, i.family, i.state].join(" ").toLowerCase().includes(w));
+        words.every((w) => [i.name, i.title, i.tags, i.note, i.family, i.state, i.about].join(" ").toLowerCase().includes(w));
       const by = order.value;
-      return (value.items || [])
+      return of(shown)
         .filter(fits)
         .sort((a, b) => (by === "title" ? a.title.localeCompare(b.title) : b[by] - a[by]));
     };
     const none = () =>
-      (value.items || []).length
-        ? h("li", { class: "t-lib-none" }, "Nothing fits this search.")
+      of(shown).length
+        ? h("li", { class: "t-lib-none", "data-k": "none" }, "Nothing fits this search.")
         : h(
             "li",
-            { class: "t-lib-none" },
+            { class: "t-lib-none", "data-k": "empty" },
             h("p", {}, "Your runs, adapters and data sets gather here. Nothing has been made yet."),
             button("Try it with the demo pictures", () => go("dataset")),
           );
-    const redraw = () => part.draw("list", shown(), (items) => (items.length ? items.map(row) : none()));
-    [find, kind, order].forEach((n) => n.addEventListener("input", redraw));
-
-    const bin = (items) => [
-      h("summary", {}, `Bin (${items.length})`),
-      items.map((i) =>
-        h(
-          "div",
-          { class: "t-row" },
-          h("span", { translate: "no" }, `${i.name} · ${i.size}`),
-          button("Restore", () => send(i, "restore"), { "aria-label": `Restore ${i.name}` }),
-        ),
-      ),
-      items.length
-        ? h(
-            "div",
-            { class: "t-row" },
-            button("Empty the bin", (e) => {
-              const b = e.currentTarget;
-              if (b.dataset.sure) return trigger("act", { do: "empty" });
-              b.dataset.sure = "1";
-              b.textContent = "Delete for good?";
-            }),
-          )
-        : h("p", { class: "t-quiet" }, "What you delete waits here until you empty the bin."),
-    ];
-
-    const labelled = (text, node) => h("label", { class: "t-pub-field" }, h("span", {}, text), node);
-    const form = (p) => {
-      const repo = h("input", { class: "t-input", id: "p-repo", placeholder: `your-name/${p.wish}`, value: p.repo || "" });
-      const open = h("input", { type: "checkbox", id: "p-public", checked: p.public });
-      const again = h("input", { type: "checkbox", id: "p-update" });
-      const token = h("input", { class: "t-input", id: "p-token", type: "password", autocomplete: "off" });
-      const asked = () => ({ name: p.run, export: p.export, repo: repo.value, public: open.checked });
-      const stale = () => {
-        const b = document.getElementById("p-send");
-        if (b) b.disabled = true;
-      };
-      repo.addEventListener("input", stale);
-      open.addEventListener("change", stale);
-      const ready = p.stage === "ready";
-      return [
-        labelled("Where on the Hugging Face Hub", repo),
-        h("label", { class: "t-row" }, open, "Public: everyone can see it (else only you)"),
-        button(ready ? "Look again" : "Show what would be sent", () => trigger("prepare", asked()), { id: "p-look" }),
-        p.trouble && h("p", { class: "t-said t-bad", role: "alert" }, p.trouble),
-        ready && [
-          h("h3", {}, `${p.parcel.files.length} files, ${p.parcel.size}, ${p.parcel.private ? "private" : "public"}`),
-          h(
-            "ul",
-            { class: "t-pub-files" },
-            p.parcel.files.map((f) => h("li", { translate: "no" }, h("span", {}, f.name), h("span", {}, f.size))),
-          ),
-          h("p", { class: "t-quiet" }, "Your pictures and captions are never sent."),
-          p.parcel.notes.map((n) => h("p", { class: "t-note" }, n)),
-          h("details", {}, h("summary", {}, "The card"), h("pre", { class: "t-yaml t-pub-card", tabindex: 0, translate: "no" }, p.parcel.card)),
-          labelled(p.login ? "You are logged in. Another token, only for this upload" : "Token with write access", token),
-          h("p", { class: "t-quiet" }, "A token entered here is used for this upload and not kept."),
-          h("label", { class: "t-row" }, again, "Send into a repository that exists already"),
-          button(
-            "Publish",
-            () => {
-              trigger("publish", { ...asked(), update: again.checked, token: token.value });
-              token.value = "";
-            },
-            { id: "p-send", class: "t-button t-go" },
-          ),
-        ],
-      ];
+    const chips = (counts) =>
+      Object.entries(KINDS).map(
+        ([kind, text]) =>
+          (!kind || counts[kind] > 0) &&
+          h("button", { type: "button", "data-k": kind, class: kind === shown ? "t-on" : "", "aria-pressed": String(kind === shown),
+            onclick: () => { shown = kind; redraw(); } }, text, " ", h("span", { class: "t-lib-count" }, String(counts[kind]))),
+      ).filter(Boolean);
+    const redraw = () => {
+      const counts = Object.fromEntries(Object.keys(KINDS).map((kind) => [kind, of(kind).length]));
+      if (!counts[shown]) shown = "";
+      part.settle("kinds", [counts, shown], () => chips(counts));
+      part.settle("list", [fitting(), shown], ([items]) => [
+        shown === "job" && items.length > 0 &&
+          h("li", { class: "t-lib-note-row", "data-k": "jobs" },
+            h("p", { class: "t-quiet" }, "What captioning, masks and uploads wrote down. Nothing needs it any more once it has ended."),
+            button("Move all to the bin", () => trigger("act", { do: "clear_jobs" }))),
+        items.length ? items.map(row) : none(),
+      ]);
     };
-    const state = (p) => {
-      if (p.stage === "sending")
-        return [
-          h("p", { role: "status" }, p.of ? `Sending: ${p.done} of ${p.of} files` : "Preparing …"),
-          h("progress", { max: p.of || 1, value: p.done, "aria-label": "Upload" }),
-        ];
-      if (p.stage === "done")
-        return h(
-          "p",
-          { role: "status", class: "t-said" },
-          `${p.repo} is published: `,
-          h("a", { href: /^https?:/.test(p.url) ? p.url : null, target: "_blank", rel: "noopener noreferrer" }, p.url),
+    [find, order].forEach((n) => n.addEventListener("input", redraw));
+
+    // -- the bin ---------------------------------------------------------------------------------------------------
+    // Asked once more, with what it costs, before anything is deleted.
+    const emptying = (number, size) => {
+      const box = h("div", { class: "t-gap" });
+      const ask = () => box.replaceChildren(button("Empty the bin …", sure, { id: "l-empty" }));
+      const sure = () => {
+        const yes = button("Delete for good", () => trigger("act", { do: "empty" }), { id: "l-sure", class: "t-button t-small t-stop" });
+        box.replaceChildren(
+          h("p", { role: "alert" }, number === 1 ? `One thing is deleted for good and ${size} are freed. It cannot be brought back.`
+            : `${number} things are deleted for good and ${size} are freed. They cannot be brought back.`),
+          h("div", { class: "t-row" }, yes, button("Keep", () => (ask(), document.getElementById("l-empty").focus()))),
         );
-      return [
-        h("p", { class: "t-said t-bad", role: "alert" }, p.trouble),
-        button("Try again", () => trigger("prepare", { name: p.run, export: p.export, repo: p.repo }), { id: "p-again" }),
-      ];
-    };
-    const PRECISIONS = { fp32: "fp32: exactly what trained", bf16: "bf16: half the size", fp16: "fp16: half the size" };
-    const METADATA = {
-      share: "Settings only: no folders, captions, comments or times",
-      full: "Everything about the training",
-      minimal: "Only what programs need to load it",
-    };
-    const USES = {
-      diffusers: "Python, and the programs that are built on it",
-      comfyui: "Goes into its folder models/loras",
-      kohya: "For web UIs and trainers that read kohya's names",
-    };
-    const wish = (p) => {
-      const boxes = p.formats.map((f) => [f, h("input", { type: "checkbox", id: `x-${f.format}`, checked: !f.reason,
-        disabled: Boolean(f.reason) })]);
-      const select = (id, words, at) => {
-        const node = h("select", { class: "t-input", id }, Object.entries(words).map(([k, t]) => h("option", { value: k }, t)));
-        node.value = at;
-        return node;
+        yes.focus();
       };
-      const precision = select("x-precision", p.precision ? PRECISIONS : { "": "As the file has it", ...PRECISIONS }, p.precision);
-      const tells = select("x-metadata", METADATA, p.metadata);
-      const family = select("x-family", { "": "Choose …", ...Object.fromEntries(p.families.map((f) => [f.name, f.title])) }, "");
-      const write = button("Write the files", () =>
-        trigger("write", { id: p.id, formats: boxes.filter(([, b]) => b.checked).map(([f]) => f.format),
-          precision: precision.value, metadata: tells.value, family: family.value }),
-        { id: "x-write", class: "t-button t-go" });
-      const ready = () => {
-        write.disabled = (boxes.length > 0 && !boxes.some(([, b]) => b.checked)) || (p.families.length > 0 && !family.value);
-      };
-      [family, ...boxes.map(([, b]) => b)].forEach((n) => n.addEventListener("change", ready));
-      ready();
-      return [
-        p.families.length > 0 && labelled("The file does not say which model it is for", family),
-        p.whole
-          ? h("p", {}, `${p.whole}. This way of training has no other files.`)
-          : h(
-              "fieldset",
-              { class: "t-formats" },
-              h("legend", {}, "For which programs"),
-              boxes.map(([f, box]) =>
-                h("label", { class: f.reason ? "t-refused" : "" }, box, h("span", {}, f.title, h("small", {}, f.reason || USES[f.format])))),
-            ),
-        !p.whole && labelled("Numbers", precision),
-        !p.whole && labelled("What the file tells", tells),
-        write,
-      ];
+      ask();
+      return box;
     };
-    const badge = (f) =>
-      f.problems.length
-        ? h("span", { class: "t-proof t-wrong" }, icon("warn", 13), "not as it was trained")
-        : h("span", { class: "t-proof" }, icon("check", 13), f.badge);
-    const size = (bytes) => (bytes >= 1e9 ? `${(bytes / 1e9).toFixed(1)} GB` : bytes >= 1e6 ? `${(bytes / 1e6).toFixed(1)} MB`
-      : `${(bytes / 1e3).toFixed(1)} kB`);
-    const written = (p) => [
-      h(
-        "ul",
-        { class: "t-written" },
-        p.files.map((f) =>
-          h(
-            "li",
-            {},
-            h("div", { class: "t-written-head" }, h("strong", {}, f.title), badge(f)),
-            f.problems.map((text) => h("p", { class: "t-warned" }, text)),
-            f.parts.map((one) =>
-              h("a", { class: "t-button t-small", href: file(one.file), download: one.name.split("/").pop(),
-                "aria-label": `Download ${one.name} for ${f.title}` }, icon("down", 14), one.name,
-                h("small", {}, size(one.bytes)))),
-          ),
-        ),
-      ),
-      p.notes.map((text) => h("p", { class: "t-note" }, text)),
-      h("p", { class: "t-quiet" }, "On this machine they lie in ", h("code", {}, p.folder)),
-      h(
-        "div",
-        { class: "t-row" },
-        p.files.every((f) => !f.problems.length) &&
-          button("Publish", () => trigger("prepare", { name: p.run, export: p.job }), { id: "x-publish", class: "t-button t-go" }),
-        button("Write others", () => trigger("export", { id: p.id }), { class: "t-button" }),
-      ),
+    const bin = ([items, size]) => [
+      h("summary", {}, `Bin (${items.length})`, items.length > 0 && h("span", { class: "t-quiet" }, ` · ${size}`)),
+      items.length > 0 && h("ul", { class: "t-lib-thrown" },
+        items.map((i) =>
+          h("li", {}, h("span", { class: "t-quiet" }, NAMES[i.kind]), h("span", { translate: "no" }, i.name),
+            h("span", { class: "t-quiet" }, i.size), button("Restore", () => send(i, "restore"), { "aria-label": `Restore ${i.name}` })))),
+      items.length ? emptying(items.length, size) : h("p", { class: "t-quiet" }, "What you delete waits here until you empty the bin."),
     ];
-    const exported = (p) => {
-      if (p.stage === "form") return wish(p);
-      if (p.stage === "working")
-        return h("p", { role: "status" }, h("span", { class: "t-spin" }), "The files are written, opened again and compared …");
-      if (p.stage === "done") return written(p);
-      return [
-        h("p", { class: "t-said t-bad", role: "alert" }, p.trouble),
-        button("Try again", () => trigger("export", { id: p.id })),
-      ];
-    };
-    const publish = (p) => [
-      h("h2", {}, "Publish"),
-      h("p", { class: "t-quiet", translate: "no" }, [p.run, p.export].filter(Boolean).join(" · ")),
-      ["form", "ready"].includes(p.stage) ? form(p) : state(p),
-    ];
-    const over = (p) =>
-      p && [
-        button("Back to the library", () => trigger("closepage", {})),
-        p.kind === "export"
-          ? [h("h2", {}, "Export"), h("p", { class: "t-quiet", translate: Tuner.named(p.label) }, p.label), exported(p)]
-          : publish(p),
-      ];
+
+    // -- the pages over it, each with an address of its own ------------------------------------------------------------
+    const over = Tuner.outgoing(trigger);
+    let asked = new URL(window.location.href).searchParams.get("page");
     return (now) => {
       value = now;
       list.hidden = Boolean(now.page);
       page.hidden = !now.page;
-      part.draw("said", now.said, (text) => text && h("p", { class: "t-said" }, text));
+      part.draw("said", [now.said, now.undo], ([text, undo]) =>
+        text && h("p", { class: "t-said" }, h("span", {}, text), undo && button("Undo", () => send(undo, "restore"))));
       part.draw("total", now.total, (text) => text && `${text} in all`);
-      part.draw("bin", now.bin, bin);
+      part.draw("bin", [now.bin, now.thrown], bin);
       redraw();
       if (part.draw("page", now.page, over) && now.page) root.scrollIntoView({ block: "nearest" });
+      if (!now.page && !now.total) return; // nothing is known yet
+      if (asked && !now.page) trigger("openlink", { page: asked });
+      else url({ page: now.page ? now.page.link : "" });
+      asked = "";
     };
   });

@@ -24,22 +24,43 @@ Tuner.system = (element, trigger, props, watch) =>
       ask();
       return box;
     };
-    const look = () => {
-      const set = (dark) => () => Tuner.dark(dark);
-      return h(
-        "div",
-        { class: "t-row", role: "group", "aria-label": "Look" },
-        h("button", { class: "t-button t-small", type: "button", onclick: set(false) }, "Light"),
-        h("button", { class: "t-button t-small", type: "button", onclick: set(true) }, "Dark"),
-      );
+    // Several ways of which one holds; the same switches as in the header, in words.
+    const choice = (label, pairs, is, set) => {
+      const box = h("div", { class: "t-seg", role: "group", "aria-label": label });
+      const show = () =>
+        box.replaceChildren(
+          ...pairs.map(([key, text, attributes]) =>
+            h("button", { type: "button", class: is() === key ? "t-on" : "", "aria-pressed": String(is() === key), ...attributes,
+              onclick: () => { set(key); show(); box.querySelector(".t-on").focus(); } }, text)),
+        );
+      show();
+      return box;
+    };
+    const settings = () => [
+      h("h3", {}, "Language"),
+      choice("Language of the page", Tuner.words.all.map(([key, name]) => [key, name, key ? { translate: "no", lang: key } : {}]),
+        Tuner.words.chosen, Tuner.words.choose),
+      h("h3", { class: "t-gap" }, "Light or dark"),
+      choice("Light or dark for the page", [["", "System default"], ["light", "Light"], ["dark", "Dark"]], Tuner.look, Tuner.setLook),
+      h("p", { class: "t-quiet t-gap" }, "Both are remembered by this browser only."),
+    ];
+    const COLOURS = 7;
+    const room = (kept) => {
+      const all = kept.reduce((sum, [, bytes]) => sum + bytes, 0) || 1;
+      return [
+        h("div", { class: "t-room", "aria-hidden": "true" },
+          kept.map(([, bytes], i) => bytes > 0 && h("span", { class: `t-room-${i % COLOURS}`, style: `flex-grow:${bytes / all}` }))),
+        h("dl", { class: "t-facts t-room-facts" },
+          kept.map(([name, , text], i) => [h("dt", {}, h("i", { class: `t-room-${i % COLOURS}`, "aria-hidden": "true" }), name), h("dd", {}, text)])),
+      ];
     };
     return (value) => {
       part.draw("said", value.said, (t) => t && h("p", { class: "t-said" }, t));
       part.draw("all", value, (v) => [
         panel("This machine", facts(v.machine)),
-        panel("Workspace", facts(v.workspace)),
+        panel("Workspace", h("p", { class: "t-quiet t-path", translate: "no" }, v.folder), room(v.kept), h("hr"), facts(v.workspace)),
         panel("Cache", facts(v.cache), h("p", { class: "t-quiet t-gap" }, "Pictures and captions as the models see them; made again when a run needs them."), prune(v)),
-        panel("Look", look()),
+        panel("Settings", settings()),
         panel("Versions", facts(v.versions)),
         panel("Licences", facts(v.licences)),
       ]);
@@ -58,7 +79,8 @@ Tuner.help = (element, trigger, props, watch) =>
       placeholder: "Search: rank, bucket, guidance …",
       "aria-label": "Search the help",
     });
-    root.append(h("div", { class: "t-lib-head" }, find), part.node("all", "div", { class: "t-help" }));
+    find.value = new URL(window.location.href).searchParams.get("find") || "";
+    root.append(h("div", { class: "t-lib-head t-help-head" }, find), part.node("all", "div", { class: "t-help" }));
     const draw = () => {
       const words = find.value.toLowerCase().split(/\s+/).filter(Boolean);
       const fits = (e) => words.every((w) => [e.term, e.text, say(e.term), say(e.text)].join(" ").toLowerCase().includes(w));
@@ -68,15 +90,18 @@ Tuner.help = (element, trigger, props, watch) =>
           ? sections.map((s) =>
               h(
                 "section",
-                { class: "t-panel" },
+                { class: s.title === "Terms" ? "t-panel t-help-wide" : "t-panel" },
                 h("h2", {}, s.title),
-                h("dl", { class: "t-terms" }, s.entries.map((e) => [h("dt", {}, e.term), h("dd", {}, e.text)])),
+                h("dl", { class: "t-terms" }, s.entries.map((e) => h("div", {}, h("dt", {}, e.term), h("dd", {}, e.text)))),
               ),
             )
           : h("p", { class: "t-quiet" }, "Nothing is said about that here. Try a shorter word."),
       );
     };
-    find.addEventListener("input", draw);
+    find.addEventListener("input", () => {
+      Tuner.url({ find: find.value });
+      draw();
+    });
     return (now) => {
       value = now;
       draw();

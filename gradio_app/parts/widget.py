@@ -10,7 +10,20 @@ from typing import Any
 import gradio as gr
 
 HERE = Path(__file__).resolve().parent
-SCRIPTS = ("common", "words", "frame", "masks", "grid", "recipe", "plot", "train", "compare", "library", "pages")
+SCRIPTS = (
+    "common",
+    "words",
+    "frame",
+    "masks",
+    "grid",
+    "recipe",
+    "plot",
+    "train",
+    "compare",
+    "outgoing",
+    "library",
+    "pages",
+)
 STYLES = ("controls", "frame", "grid", "recipe", "train", "compare", "library")
 
 SILENT: dict[str, Any] = {"at": 0.0}

@@ -160,6 +160,7 @@
       /* private mode: not kept */
     }
     set(language || system());
+    for (const one of document.querySelectorAll(".t-language select")) one.value = language; // chosen on System
   };
   // The switch in the header: a globe with the browser's own menu over it.
   const control = () => {
@@ -175,5 +176,5 @@
   document.body ? begin() : document.addEventListener("DOMContentLoaded", begin);
   window.addEventListener("languagechange", () => chosen() || set(system()));
 
-  Tuner.words = { control, choose, spent, say: (text) => translate(text) };
+  Tuner.words = { control, choose, chosen, all: Object.entries(NAMES), spent, say: (text) => translate(text) };
 })();

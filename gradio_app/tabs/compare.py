@@ -249,7 +249,7 @@ def act(studio: Studio, sent: dict[str, Any]) -> str:
     """Do what a button says; returns a sentence about it where one is needed."""
     what, folder = str(sent.get("do", "")), shown(studio)
     if what == "open":
-        _restore(studio, str(sent.get("id", "")))
+        restore(studio, str(sent.get("id", "")))
     elif what == "choose":
         _save(studio, chosen=str(sent.get("id", "")))
     elif what == "unpick":
@@ -320,7 +320,7 @@ def _slots(studio: Studio, base: dict[str, Any]) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
-def _restore(studio: Studio, name: str) -> None:
+def restore(studio: Studio, name: str) -> None:
     """Show a kept comparison again, and its prompts, seeds and contenders in the form."""
     folder = next((f for f in studio.workspace.comparisons() if f.name == name), None)
     if folder is None:

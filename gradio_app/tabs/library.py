@@ -17,17 +17,21 @@ import gradio as gr
 from tuner import licences
 
 from .. import exports
-from ..holdings import Library, size_text, when
+from ..disk import size_of, size_text, together
+from ..holdings import Library
+from ..listing import when
 from ..parts.names import safe_stem
 from ..parts.reader import reader
 from ..parts.widget import quiet, widget
+from ..shelf import WAITING, Foreign
 from ..studio import Studio, as_dict
-from .compare import take
+from .compare import restore, take
 from .train import LIVE, chosen
 
-EVENTS = ("act", "openitem", "uploaded", "export", "write", "openexport", "prepare", "publish", "closepage")
+EVENTS = ("act", "openitem", "uploaded", "export", "write", "openexport", "prepare", "publish", "openupload",
+          "openlink", "closepage")  # fmt: skip
 PATIENCE = 120
-EMPTY: dict[str, Any] = {"items": [], "bin": [], "total": "", "said": "", "page": None}
+EMPTY: dict[str, Any] = {"items": [], "bin": [], "total": "", "thrown": "", "said": "", "undo": None, "page": None}
 
 
 @dataclass(frozen=True)
@@ -44,20 +48,27 @@ class Screen:
         return [self.page, self.clock, self.widget]
 
 
-def view(studio: Studio, said: str = "", page: dict[str, Any] | None = None) -> dict[str, Any]:
-    """The list and the bin, or the page over them when one is open."""
+def view(
+    studio: Studio, said: str = "", page: dict[str, Any] | None = None, undo: dict[str, str] | None = None
+) -> dict[str, Any]:
+    """The list and the bin, or the page over them when one is open. undo: what was just moved to the bin."""
     if page is not None:
         return {**EMPTY, "said": said, "page": page}
     library = Library(studio.workspace)
-    items = [_worded(studio, item) for item in library.items()]
-    thrown = [{**item, "size": size_text(item["size"])} for item in library.binned()]
-    total = size_text(sum(int(item["bytes"]) for item in items))
-    return {"items": items, "bin": thrown, "total": total, "said": said, "page": None}
+    Foreign(studio.workspace.adapters, studio.launcher).look()
+    items, thrown = library.items(), library.binned()
+    return {
+        "items": [_worded(studio, item) for item in items],
+        "bin": [{"kind": i["kind"], "name": i["name"], "size": size_text(i["size"])} for i in thrown],
+        "total": size_text(together(item["room"] for item in items).bytes),
+        "thrown": size_text(size_of(library.bin)), "said": said, "undo": undo, "page": None,
+    }  # fmt: skip
 
 
 def _worded(studio: Studio, item: dict[str, Any]) -> dict[str, Any]:
+    told = {key: value for key, value in item.items() if key != "room"}
     return {
-        **item, "bytes": item["size"], "size": size_text(item["size"]), "when": when(item["at"]),
+        **told, "bytes": item["size"], "size": size_text(item["size"]), "when": when(item["at"]),
         "licence": licence(studio, str(item["family"]), str(item.get("source") or "")),
     }  # fmt: skip
 
@@ -75,9 +86,13 @@ def licence(studio: Studio, family: str, source: str) -> str:
     return (found.name or found.tag) if found else ""
 
 
-def turned(studio: Studio, page: dict[str, Any] | None, said: str = "") -> tuple[Any, Any, Any]:
-    """Open a page, or the list again; for the outputs `Screen.parts`."""
-    return page, gr.Timer(active=bool(page and page["live"])), view(studio, said, page)
+def turned(
+    studio: Studio, page: dict[str, Any] | None, said: str = "", undo: dict[str, str] | None = None
+) -> tuple[Any, Any, Any]:
+    """Open a page, or the list again; for the outputs `Screen.parts`. The clock goes while something is at work."""
+    shown = view(studio, said, page, undo)
+    live = page["live"] if page else any(i["live"] or i["about"] == WAITING for i in shown["items"])
+    return page, gr.Timer(active=bool(live)), shown
 
 
 def build(studio: Studio, session: gr.State, tabs: gr.Tabs) -> Screen:
@@ -85,11 +100,11 @@ def build(studio: Studio, session: gr.State, tabs: gr.Tabs) -> Screen:
     widget_ = widget("holdings", EMPTY, "library", EVENTS)
     screen = Screen(widget_, gr.State(None), gr.Timer(1.0, active=False))
 
-    def on_act(event: gr.EventData) -> dict[str, Any]:
-        return view(studio, act(studio, as_dict(event._data)))
+    def on_act(event: gr.EventData) -> tuple[Any, Any, Any]:
+        return turned(studio, None, *act(studio, as_dict(event._data)))
 
-    def on_uploaded(event: gr.EventData) -> dict[str, Any]:
-        return view(studio, take(studio, {**as_dict(event._data), "slot": "adapters"}))
+    def on_uploaded(event: gr.EventData) -> tuple[Any, Any, Any]:
+        return turned(studio, None, take(studio, {**as_dict(event._data), "slot": "adapters"}))
 
     def on_open(known: dict[str, Any], event: gr.EventData) -> tuple[Any, Any]:
         return opened(studio, known, as_dict(event._data))
@@ -103,8 +118,8 @@ def build(studio: Studio, session: gr.State, tabs: gr.Tabs) -> Screen:
     def on_clock(page: dict[str, Any] | None) -> tuple[Any, Any, Any]:
         return turned(studio, followed(studio, page))
 
-    widget_.act(on_act, None, [widget_], **quiet())
-    widget_.uploaded(on_uploaded, None, [widget_], **quiet())
+    widget_.act(on_act, None, screen.parts, **quiet())
+    widget_.uploaded(on_uploaded, None, screen.parts, **quiet())
     widget_.openitem(on_open, [session], [session, tabs], **quiet())
     for name in PAGES:
         getattr(widget_, name)(turning(name), None, screen.parts, **quiet(trigger_mode="once"))
@@ -122,6 +137,11 @@ def opened(studio: Studio, known: dict[str, Any], sent: dict[str, Any]) -> tuple
         return gr.skip(), gr.Tabs(selected="dataset")
     if kind == "adapter":
         return gr.skip(), gr.Tabs(selected="compare")
+    if kind == "compare":
+        restore(studio, name)
+        return gr.skip(), gr.Tabs(selected="compare")
+    if kind != "run":
+        return gr.skip(), gr.skip()
     return chosen(known, name), gr.Tabs(selected="compare" if sent.get("tab") == "compare" else "train")
 
 
@@ -148,31 +168,47 @@ def followed(studio: Studio, page: dict[str, Any] | None) -> dict[str, Any] | No
     return (exports.page if page["kind"] == "export" else progress)(studio, str(page["job"]))
 
 
+def linked(studio: Studio, link: str) -> dict[str, Any] | None:
+    """The page of an address, as `page["link"]` has it; the list where that names nothing any more."""
+    kind, _, name = link.partition(":")
+    if kind == "publish":
+        run, _, written = name.partition(":")
+        sent = {"name": run, "export": written}
+        return preview(studio, sent) if _source(studio, sent) else None
+    ways = {"export": export_page, "written": exports.page, "upload": progress}
+    return ways[kind](studio, name) if kind in ways else None
+
+
 PAGES: dict[str, Callable[[Studio, dict[str, Any]], dict[str, Any] | None]] = {
     "export": lambda studio, sent: export_page(studio, str(sent.get("id", ""))),
     "write": _write,
     "openexport": lambda studio, sent: exports.page(studio, str(sent.get("name", ""))),
     "prepare": lambda studio, sent: preview(studio, sent),
     "publish": _publish,
+    "openupload": lambda studio, sent: progress(studio, str(sent.get("name", ""))),
+    "openlink": lambda studio, sent: linked(studio, str(sent.get("page", ""))),
     "closepage": lambda studio, sent: None,
 }
 """What the widget sends → the page over the list that it opens; none: the list."""
 
 
-def act(studio: Studio, sent: dict[str, Any]) -> str:
-    """Do what a button of the list says; returns one sentence about it."""
+def act(studio: Studio, sent: dict[str, Any]) -> tuple[str, dict[str, str] | None]:
+    """Do what a button of the list says; returns one sentence about it, and what an undo would bring back."""
     library, what = Library(studio.workspace), sent.get("do")
     kind, name = str(sent.get("kind", "")), str(sent.get("name", ""))
     if what == "delete":
-        return library.delete(kind, name)
+        said, thrown = library.throw(kind, name)
+        return said, {"kind": kind, "name": thrown} if thrown else None
     if what == "restore":
-        return library.restore(kind, name)
+        return library.restore(kind, name), None
     if what == "empty":
-        return library.empty()
+        return library.empty(), None
+    if what == "clear_jobs":
+        return library.clear_jobs(), None
     if what == "write":
         library.write(kind, name, {key: str(sent[key]) for key in ("title", "tags", "note") if key in sent})
-        return "Saved."
-    return ""
+        return "Saved.", None
+    return "", None
 
 
 def preview(studio: Studio, sent: dict[str, Any]) -> dict[str, Any]:
@@ -183,7 +219,7 @@ def preview(studio: Studio, sent: dict[str, Any]) -> dict[str, Any]:
     page: dict[str, Any] = {
         "kind": "publish", "run": run, "export": written, "repo": repo, "public": bool(sent.get("public")),
         "login": login(), "stage": "form", "wish": safe_stem((run or written)[11:] or run, "my-lora"), "trouble": "",
-        "parcel": None, "live": False,
+        "parcel": None, "live": False, "link": f"publish:{run}" + (f":{written}" if written else ""),
     }  # fmt: skip
     if path is None or not repo:
         return page
@@ -215,8 +251,8 @@ def start(studio: Studio, sent: dict[str, Any]) -> Path | None:
 
 def progress(studio: Studio, name: str) -> dict[str, Any] | None:
     """Where an upload stands; nothing when there is none."""
-    folder = studio.workspace.root / "jobs" / name
-    if not name or not (folder / "asked.json").exists():
+    folder = Library(studio.workspace).folder("job", name)
+    if folder is None or not (folder / "asked.json").exists():
         return None
     asked = json.loads((folder / "asked.json").read_text(encoding="utf-8"))
     seen = reader(folder).refresh()
@@ -225,7 +261,7 @@ def progress(studio: Studio, name: str) -> dict[str, Any] | None:
         shutil.rmtree(folder / "parcel", ignore_errors=True)
     stage = "sending" if live else "done" if seen.state == "finished" else "failed"
     return {
-        "kind": "publish", "job": name, **asked, "stage": stage, "live": live,
+        "kind": "publish", "job": name, "link": f"upload:{name}", **asked, "stage": stage, "live": live,
         "done": int(seen.phase.get("done") or 0), "of": int(seen.phase.get("of") or 0),
         "url": str(seen.last.get("url") or ""), "trouble": "" if live else seen.error(),
     }  # fmt: skip

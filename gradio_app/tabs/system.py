@@ -10,8 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+import psutil
 
-from ..holdings import Library, size_of, size_text
+import tuner
+
+from ..disk import room_of, size_of, size_text, together
 from ..parts.widget import quiet, widget
 from ..studio import Studio
 
@@ -30,33 +33,41 @@ LICENCES = [
 
 def view(studio: Studio, said: str = "") -> dict[str, Any]:
     """Everything as pairs of name and text."""
-    root, device = studio.workspace.root, studio.device()
-    disk, cache = shutil.disk_usage(root), root / "cache"
-    encoded, whole = size_of(cache / ENCODED), size_of(cache)
+    places, device = studio.workspace, studio.device()
+    root, cache = places.root, places.root / "cache"
+    encoded, memory = room_of(cache / ENCODED), psutil.virtual_memory()
+    free, whole = size_text(memory.available), size_text(memory.total)
+    kept = {
+        "Runs": room_of(places.runs),
+        "Adapters and exports": room_of(places.adapters, places.exports),
+        "Comparisons": room_of(places.compare),
+        "Data sets": room_of(places.datasets.root),
+        "Past jobs": room_of(root / "jobs"),
+        "Bin": room_of(root / "bin"),
+        "Cache": room_of(cache),
+    }
+    rest = room_of(cache).bytes - encoded.bytes
     return {
         "said": said,
         "busy": False,
         "machine": [
             ["Device", device["name"]],
             *([["Why this one", device["reason"]]] if device["reason"] else []),
+            ["Memory", f"{free} of {whole} free"],
             ["System", f"{platform.system()} {platform.machine()}"],
         ],
+        "folder": str(root),
+        "kept": [[name, room.bytes, size_text(room.bytes)] for name, room in kept.items()],
         "workspace": [
-            ["Folder", str(root)],
-            ["Runs", size_text(size_of(studio.workspace.runs))],
-            [
-                "Adapters and exports",
-                size_text(sum(map(size_of, (studio.workspace.adapters, studio.workspace.exports)))),
-            ],
-            ["Data sets", size_text(size_of(studio.workspace.datasets.root))],
-            ["Bin", size_text(size_of(Library(studio.workspace).bin))],
-            ["Free on this disk", size_text(disk.free)],
+            ["In all", size_text(together(kept.values()).bytes)],
+            ["Free on this disk", size_text(shutil.disk_usage(root).free)],
         ],
-        "cache": [["Encoded for training", size_text(encoded)], ["Previews and uploads", size_text(whole - encoded)]],
-        "clear": size_text(encoded) if encoded else "",
-        "versions": [["Python", platform.python_version()], *([name, version(name)] for name in PACKAGES)],
+        "cache": [["Encoded for training", size_text(encoded.bytes)], ["Previews and uploads", size_text(rest)]],
+        "clear": size_text(encoded.bytes) if encoded.bytes else "",
+        "versions": [["Tuner", tuner.__version__], ["Python", platform.python_version()],
+                     *([name, version(name)] for name in PACKAGES)],
         "licences": LICENCES,
-    }
+    }  # fmt: skip
 
 
 def version(name: str) -> str:
@@ -69,16 +80,8 @@ def version(name: str) -> str:
 
 def build(studio: Studio) -> gr.HTML:
     """The screen."""
-    empty = {
-        "said": "",
-        "busy": False,
-        "machine": [],
-        "workspace": [],
-        "cache": [],
-        "clear": "",
-        "versions": [],
-        "licences": [],
-    }
+    empty = {"said": "", "busy": False, "clear": "", "folder": "",
+             **{name: [] for name in ("machine", "kept", "workspace", "cache", "versions", "licences")}}  # fmt: skip
     screen = widget("system", empty, "system", ("prune",))
     busy = {"said": "", "busy": True}
     screen.prune(lambda: {**view(studio), **busy}, None, [screen], **quiet(trigger_mode="once")).then(

@@ -11,7 +11,7 @@ from typing import Any
 import gradio as gr
 import yaml
 
-from ..holdings import size_text
+from ..disk import size_text
 from ..launcher import STOPPING
 from ..parts import facts, remedies
 from ..parts.eta import Estimate

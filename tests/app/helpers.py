@@ -33,10 +33,10 @@ def free_port() -> int:
 
 
 @contextmanager
-def served(home: Path, engine: str = "0.02", port: int = 0) -> Iterator[str]:
+def served(home: Path, engine: str = "0.02", port: int = 0, password: str = "") -> Iterator[str]:
     """The app in a process of its own, on a free port unless one is given."""
     port = port or free_port()
-    environment = {**os.environ, "TUNER_HOME": str(home), "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "TUNER_HOME": str(home), "PYTHONPATH": str(ROOT), "TUNER_PASSWORD": password}
     log = (home.parent / f"app-{port}.log").open("wb")
     child = subprocess.Popen(
         [sys.executable, str(HERE / "serve.py"), str(port), engine], env=environment, stdout=log, stderr=log
