@@ -178,7 +178,7 @@ class Guard:
 def stranger(scope: Scope, headers: Headers) -> bool:
     """Whether a password is set and the one who asks has not given it: Gradio's own test, but for every address."""
     app = scope.get("app")
-    if getattr(app, "auth", None) is None:
+    if app is None or getattr(app, "auth", None) is None:
         return False
     held = cookie_parser(headers.get("cookie", ""))
     names = (f"access-token-{app.cookie_id}", f"access-token-unsecure-{app.cookie_id}")
