@@ -114,7 +114,7 @@ HELD = [
         *form, method, marks=() if (*form, method) in USUAL else pytest.mark.slow, id="-".join([*form, method])
     )
     for form in (("sd1", "branch"), ("flux1", "branch"), ("flux1", "lora"))
-    for method in ("int8", "nf4", "int8_bnb", "fp8_quanto", "fp8")
+    for method in ("int8", "int4", "nf4", "int8_bnb", "fp8_quanto", "fp8")
 ]
 
 

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import weakref
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from PIL import Image
 from torch import nn
 
 from tests.engine.test_runs import losses, result
-from tests.families.case import SHORT, Case, Rig
+from tests.families.case import SHORT, Case, Rig, show
 from tests.families.cases import all_cases
 from tuner import adapters, assemble, device, families, libraries, prepare, quantise, recipe
 from tuner.__main__ import main
@@ -29,7 +29,7 @@ from tuner.errors import UserError
 from tuner.events import follow
 from tuner.formats.apply import plain_weight
 from tuner.quantise import METHODS, Place
-from tuner.recipe import LoraSpec, PeftSpec, TrainSpec
+from tuner.recipe import LoraSpec, LycorisSpec, PeftSpec, TrainSpec
 from tuner.types import Batch, Prompt
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -48,6 +48,8 @@ BOUNDS = {
     "fp8": (0.015, 2.0, 0.30),
     "nf4": (0.12, 7.0, 0.18),
     "int4": (0.08, 7.0, 0.19),
+    "int8_torchao": (0.005, 0.6, 0.30),
+    "fp8_torchao": (0.025, 2.5, 0.30),
 }
 SLOW = [pytest.mark.slow]
 
@@ -91,19 +93,46 @@ def events(folder: Path, kind: str) -> list[dict[str, Any]]:
     return [e for e in follow(folder / "events.jsonl")[0] if e["kind"] == kind]
 
 
-@pytest.mark.parametrize("method", also_slow(*BOUNDS, slow=("int4", "fp8_quanto")))
-def test_a_run_on_a_quantised_base(method: str, run: Callable[..., Path], plain: Any) -> None:
-    """Losses near those of the plain base, memory as predicted, and the export draws the same on the plain base."""
-    far, pixels, share = BOUNDS[method]
+@dataclass
+class Row:
+    """What a run on a quantised base came to. loss: largest relative distance of a step's loss from the plain base's.
+    picture: mean distance, in 255ths, of its last sample from what the export draws on the plain base."""
+
+    method: str
+    before: int
+    bytes: int
+    loss: float
+    picture: float
+    verified: bool
+    resumed: bool | None = None
+
+    def __str__(self) -> str:
+        held = f"{self.bytes / 1e6:5.1f} of {self.before / 1e6:.1f} MB ({self.bytes / self.before:.3f})"
+        again = {True: "bit by bit", False: "NO", None: "not tried"}[self.resumed]
+        export = "verified" if self.verified else "NO"
+        return (
+            f"{self.method:10} base {held}  loss {self.loss:.4f}  picture {self.picture:.2f}  "
+            f"resumed {again}  export {export}"
+        )
+
+    def check(self) -> None:
+        """Within what `BOUNDS` says."""
+        far, pixels, share = BOUNDS[self.method]
+        assert 0 < self.loss < far
+        assert self.picture < pixels
+        assert self.bytes / self.before < share
+        assert self.verified
+        assert self.resumed is not False
+
+
+def row(method: str, run: Callable[..., Path], plain: Any) -> Row:
+    """The run's figures; its memory is that which was predicted."""
     ours, exact = losses(run(method)), losses(run("none"))
-    distance = max(abs(ours[i] - exact[i]) / exact[i] for i in exact)
     said = events(run(method), "quantised")[0]
-    ratio = said["bytes"] / said["before"]
     assert said["method"] == method and said["library"] and said["reason"] and said["layers"] == 56
     whole, small = predicted(method)
     assert said["before"] == pytest.approx(whole, rel=1e-3)
     assert said["bytes"] == pytest.approx(small, rel=0.01)
-    assert events(run(method), "export")[0]["verified"]
 
     plain.load_lora_weights(str(run(method) / "export" / "diffusers"))
     drawn = plain(
@@ -112,11 +141,14 @@ def test_a_run_on_a_quantised_base(method: str, run: Callable[..., Path], plain:
     ).images[0]  # fmt: skip
     plain.unload_lora_weights()
     sample = Image.open(run(method) / "samples" / f"step-{STEPS:06d}-00.png")
-    apart = np.abs(np.asarray(drawn).astype(int) - np.asarray(sample).astype(int)).mean()
-    sys.stdout.write(f"\n{method}: loss {distance:.4f}, picture {apart:.2f}, bytes {ratio:.3f}\n")
-    assert 0 < distance < far
-    assert apart < pixels
-    assert ratio < share
+    return Row(
+        method,
+        said["before"],
+        said["bytes"],
+        max(abs(ours[i] - exact[i]) / exact[i] for i in exact),
+        float(np.abs(np.asarray(drawn).astype(int) - np.asarray(sample).astype(int)).mean()),
+        events(run(method), "export")[0]["verified"],
+    )
 
 
 def predicted(method: str) -> tuple[int, int]:
@@ -125,21 +157,51 @@ def predicted(method: str) -> tuple[int, int]:
     return ready.weights[0]["before"], ready.weights[0]["bytes"]
 
 
-@pytest.mark.parametrize("method", also_slow(*BOUNDS, slow=("int4", "fp8_quanto", "int8_bnb", "fp8")))
-def test_it_resumes_bit_by_bit(
-    method: str, run: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As if killed behind the checkpoint of step 6."""
-    monkeypatch.setenv("TUNER_HOME", str(run(method).parent / "home"))
-    again = tmp_path / "run"
-    shutil.copytree(run(method), again)
+def resumes(done: Path, again: Path, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Whether the run, as if killed behind the checkpoint of step 6 and resumed, ends with the same bits."""
+    monkeypatch.setenv("TUNER_HOME", str(done.parent / "home"))
+    shutil.copytree(done, again)
     shutil.rmtree(again / "checkpoints" / f"step-{STEPS:06d}")
     lines = (again / "events.jsonl").read_text().splitlines(keepends=True)
     last = next(i for i, line in enumerate(lines) if json.loads(line)["kind"] == "checkpoint")
     (again / "events.jsonl").write_text("".join(lines[: last + 1]))
     assert main(["resume", str(again)]) == 0
-    assert losses(again) == losses(run(method))
-    assert result(again) == result(run(method))
+    return losses(again) == losses(done) and result(again) == result(done)
+
+
+@pytest.mark.parametrize("method", ["int8", "int8_bnb", "fp8", "nf4"])
+def test_a_run_on_a_quantised_base(method: str, run: Callable[..., Path], plain: Any) -> None:
+    """Losses near those of the plain base, memory as predicted, and the export draws the same on the plain base."""
+    found = row(method, run, plain)
+    show(str(found))
+    found.check()
+
+
+@pytest.mark.parametrize("method", ["int8", "nf4"])
+def test_it_resumes_bit_by_bit(
+    method: str, run: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert resumes(run(method), tmp_path / "run", monkeypatch)
+
+
+@pytest.mark.slow
+def test_every_method_in_one_table(
+    run: Callable[..., Path], plain: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each method that runs on this device: loss, memory, picture, resume and export on the embedded model; and why the
+    others do not."""
+    where, found = device.pick(), []
+    for method in METHODS:
+        if reason := quantise.unfit(method, where):
+            show(f"{method:10} refused: {reason}")
+            [error] = quantise.problems(recipe.load(DEMO, [f"memory.quantise={method}"]), where)
+            assert error.level == "error" and reason in error.text
+            continue
+        found.append(row(method, run, plain))
+        found[-1].resumed = resumes(run(method), tmp_path / method, monkeypatch)
+        show(str(found[-1]))
+    for each in found:
+        each.check()
 
 
 # -- three sorts of networks -------------------------------------------------------------------------------------------
@@ -203,31 +265,78 @@ def test_unet_two_streams_and_one(name: str, method: str, folder: Callable[[Case
     assert not any(w.problems for w in rig.exported(adapter, tmp_path))
 
 
-KINDS: dict[str, LoraSpec | PeftSpec] = {
+KINDS: dict[str, LoraSpec | PeftSpec | LycorisSpec] = {
+    "LoRA": LoraSpec(rank=4, alpha=8),
+    "orthogonal": LoraSpec(rank=4, alpha=3, init="orthogonal"),
     "PiSSA": LoraSpec(rank=4, alpha=6, init="pissa"),
     "fast PiSSA": LoraSpec(rank=4, init="pissa", init_iterations=4, rslora=True),
     "OLoRA": LoraSpec(rank=4, alpha=2, init="olora"),
     "DoRA": LoraSpec(rank=4, alpha=6, dora=True),
-    "IA3": PeftSpec(algorithm="ia3"),
+    "IA3 (peft)": PeftSpec(algorithm="ia3"),
     "MiSS": PeftSpec(algorithm="miss", rank=3),
     "HRA": PeftSpec(algorithm="hra", rank=4),
+    "LoCon": LycorisSpec(algorithm="locon", rank=4, alpha=2),
+    "LoCon, DoRA": LycorisSpec(algorithm="locon", rank=4, alpha=2, dora=True),
+    "LoHa": LycorisSpec(algorithm="loha", rank=4, alpha=2),
+    "LoKr": LycorisSpec(algorithm="lokr", rank=2, alpha=4),
+    "DyLoRA": LycorisSpec(algorithm="dylora", rank=4, alpha=2, block_size=4),
+    "IA3": LycorisSpec(algorithm="ia3"),
+    "diag-OFT": LycorisSpec(algorithm="diag_oft", rank=4),
+    "BOFT": LycorisSpec(algorithm="boft", rank=256),
+    "GLoRA": LycorisSpec(algorithm="glora", rank=4, alpha=2),
+    "full difference": LycorisSpec(algorithm="full"),
 }
-SHOWN = {("int8", "OLoRA"), ("int8", "HRA"), ("nf4", "PiSSA"), ("nf4", "IA3"), ("fp8", "PiSSA"), ("fp8", "MiSS")}
+RATES = {"IA3 (peft)": 1e-1, "IA3": 1e-1, "LoKr": 1e-1}
+SHOWN = {
+    ("int8", "OLoRA"), ("int8", "HRA"), ("nf4", "PiSSA"), ("nf4", "IA3 (peft)"), ("fp8", "PiSSA"), ("fp8", "MiSS"),
+    ("fp8_quanto", "DoRA"), ("int8_bnb", "LoKr"), ("nf4", "diag-OFT"),
+}  # fmt: skip
+"""Of every kind on every base, those in the default run."""
 
 
-@pytest.mark.parametrize(
-    ("method", "kind"),
-    [
-        pytest.param(m, k, marks=[] if (m, k) in SHOWN else pytest.mark.slow if m == "int4" else pytest.mark.families)
-        for m in BOUNDS
-        for k in KINDS
-        if not (k == "DoRA" and m in quantise.NO_DORA)
-    ],
-)
+def refused(method: str, spec: Any) -> str:
+    """What `tuner check` says against a kind on a base, "" if nothing."""
+    asked = recipe.load(DEMO)
+    memory = asked.memory.model_copy(update={"quantise": method})
+    asked = asked.model_copy(update={"adapter": spec, "memory": memory})
+    return quantise._refused(method, spec) or adapters.refuses(families.get("flux1")(), asked) or ""
+
+
+def kinds_on_bases() -> list[Any]:
+    """Every kind on every base, but for what is refused; int4 compiles for a minute at first use."""
+    found = []
+    for method in METHODS:
+        for kind, spec in KINDS.items():
+            if refused(method, spec):
+                continue
+            marks = [] if (method, kind) in SHOWN else [pytest.mark.slow if method == "int4" else pytest.mark.families]
+            found.append(pytest.param(method, kind, marks=marks, id=f"{method}-{kind}"))
+    return found
+
+
+def test_what_is_refused_of_every_kind_on_every_base() -> None:
+    """Whatever is not proven below is refused, with the reason and a way out."""
+    found = {(m, kind): said for m in METHODS for kind, spec in KINDS.items() if (said := refused(m, spec))}
+    other = {kind for kind, spec in KINDS.items() if spec.kind != "lora"}
+    torchao = {(method, kind) for method in ("int8_torchao", "fp8_torchao") for kind in other}
+    dora = {("fp8", "DoRA"), ("int8_bnb", "DoRA"), ("fp8", "LoCon, DoRA")}
+    assert set(found) == torchao | dora | {(method, "full difference") for method in METHODS}
+    assert all("take " in said or "turn" in said or "set" in said for said in found.values()), found
+    assert {m for m, about in METHODS.items() if "controlnet" not in about.adapters} == {"int8_torchao", "fp8_torchao"}
+
+
+def fits_here(method: str) -> None:
+    """Skip what this device or environment lacks, with the reason that `tuner check` gives."""
+    if reason := quantise.unfit(method, device.pick()):
+        pytest.skip(reason)
+
+
+@pytest.mark.parametrize(("method", "kind"), kinds_on_bases())
 def test_every_kind_over_a_quantised_base(
     method: str, kind: str, folder: Callable[[Case], Path], tmp_path: Path
 ) -> None:
     """It begins as that base answers, trains, is taken back by a base that is quantised anew, and is exported."""
+    fits_here(method)
     case = all_cases()["flux1"]
     shape, spec = case.shapes[0], KINDS[kind]
     answers, rig, adapter = [], Rig(case, folder(case)), None
@@ -248,7 +357,7 @@ def test_every_kind_over_a_quantised_base(
         base = ask(rig)
     # int8_bnb rounds what goes in as well, and with it the last digits
     assert (ask(rig) - base).abs().max() < (5e-3 if method == "int8_bnb" else 2e-5) * base.abs().max()
-    trainer = rig.trainer(adapter, TrainSpec(steps=6, lr=1e-1 if kind == "IA3" else 1e-2, precision="fp32"))
+    trainer = rig.trainer(adapter, TrainSpec(steps=6, lr=RATES.get(kind, 1e-2), precision="fp32"))
     batch = Batch(rig.latent(shape, 1, 8), rig.cond([SHORT], shape), ("a",), (0,), 1)
     noised = trainer.draw(batch)
     trainer.draw = lambda _: noised  # the same question each time, so that the loss tells
