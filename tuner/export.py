@@ -89,12 +89,14 @@ def wanted(order: Order, layers: Sequence[Layer], places: Places) -> list[str]:
     else:
         possible.append("diffusers")
     parts = {layer.part for layer in layers}
+    biased = [layer for layer in layers if layer.kind == "lora" and "bias" in layer.tensors]
     lost = places.lost(layer.module for layer in layers if layer.part == places.denoiser)
     for format, side in (("comfyui", 1), ("kohya", 0)):
         if refused(order.names, format):
             continue
-        if format == "kohya" and lost:
-            order.wish.tell(f"No file for kohya was written: its tools load no adapter of {lost}.")
+        if format == "kohya" and (lost or biased):
+            what = lost or f"the bias of {biased[0].module}"
+            order.wish.tell(f"No file for kohya was written: its tools load no adapter of {what}.")
             continue
         homeless = [p for p in parts if p in TEXT and not order.names.text.get(p, ("", ""))[side]]
         if homeless:
@@ -102,6 +104,11 @@ def wanted(order: Order, layers: Sequence[Layer], places: Places) -> list[str]:
         else:
             possible.append(format)
     return possible if "diffusers" in possible else [*possible, "lycoris"]
+
+
+def kohya_reads(layer: Layer) -> bool:
+    """Whether kohya's own networks read it: plain factors alone. Everything else is read there through LyCORIS."""
+    return layer.kind == "lora" and set(layer.tensors) == {"down", "up"}
 
 
 TEXT = ("text_encoder", "text_encoder_2", "text_encoder_3")
@@ -170,6 +177,8 @@ def _file(layers: Sequence[Layer], order: Order, format: str, against: verify.Ch
     shutil.rmtree(target, ignore_errors=True)
     partial.rename(target)
     readers = {**verify.TARGETS, "lycoris": order.lycoris}[format]
+    if format == "kohya" and not all(kohya_reads(layer) for layer in layers):
+        readers = order.lycoris
     if format == "diffusers" and order.layout == "peft":
         readers = ("PEFT",)
     return Written(target / name, format, () if problems else readers, tuple(problems))

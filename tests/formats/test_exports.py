@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,6 +23,7 @@ from tuner import export, families, jobs, prepare, recipe
 from tuner.__main__ import main
 from tuner.events import follow
 from tuner.formats import verify, write
+from tuner.formats.layers import Layer
 
 
 @pytest.fixture(scope="module")
@@ -182,3 +184,35 @@ def test_layers_that_kohyas_tools_leave_out(family: str, endings: tuple[str, ...
     assert "kohya" not in export.wanted(order, layers, chosen.places)
     assert told == [f"No file for kohya was written: its tools load no adapter of {name}."]
     assert "kohya" in export.wanted(order, [x for x in layers if x.module.endswith("to_q")], chosen.places)
+
+
+def test_what_is_more_than_two_factors_is_not_said_to_load_in_kohyas_own_networks(tmp_path: Path) -> None:
+    """They look for `lora_down` and `lora_up` alone; LyCORIS, which works within them, reads the rest but no bias."""
+    chosen, told = model("sd1"), []
+    plain, dora = (lora(chosen, ("attn1.to_q",), dora=d) for d in (False, True))
+    biased = [replace(x, tensors={**x.tensors, "bias": torch.ones(len(x.tensors["up"]))}) for x in plain]
+
+    def order(**wish: Any) -> export.Order:
+        form = export.Wish(tell=told.append, **wish)
+        return export.Order(tmp_path, chosen.places.names, chosen.networks, None, "network", form)
+
+    found = {}
+    for name, layers in (("plain", plain), ("dora", dora)):
+        (file,) = export.files(layers, order(formats=("kohya",)))
+        found[name] = file.loads_in
+    assert found == {"plain": ("kohya-style tools",), "dora": ("lycoris-lora",)}
+    assert "kohya" not in export.wanted(order(), biased, chosen.places)
+    assert "the bias of" in told[-1]
+
+
+def test_lycoris_finds_an_alpha_in_every_file(tmp_path: Path) -> None:
+    """Its reader ends in an error where a LoKr of whole factors has none, though it means nothing there."""
+    from lycoris.kohya import get_module, make_module
+
+    chosen = model("sd1")
+    name = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
+    whole = Layer("unet", name, "lokr", {"w1": torch.ones(4, 4), "w2": torch.randn(4, 4)})
+    tensors = write.kohya([whole], chosen.places, chosen.weight).tensors
+    key = f"lora_unet_{name.replace('.', '_')}"
+    module = make_module(*get_module(tensors, key), key, chosen.networks["unet"].get_submodule(name))
+    torch.testing.assert_close(module.get_weight(chosen.weight("unet", name).shape), whole.delta())

@@ -24,7 +24,12 @@ TARGETS = {
     "all-linear": f"{ATTENTION}|{FEED_FORWARD}|{MODULATION}",
 }
 # The original has diffusers' names.
-NAMES = Names(kohya="native", architecture="Kandinsky-5", version="kandinsky5")
+NAMES = Names(
+    kohya="native",
+    kohya_lacks=r"out_layer\..*|(pooled_text|text|time|visual)_embeddings\..*",
+    architecture="Kandinsky-5",
+    version="kandinsky5",
+)
 BLOCKS = (Blocks("visual_transformer_blocks", tokens="visual_embed", aligned=(Aligned("rope"),)),)
 TEXT_PARTS = ("tokenizer", "text_encoder", "tokenizer_2", "text_encoder_2")
 

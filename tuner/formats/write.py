@@ -286,6 +286,8 @@ def _keys(layer: Layer) -> Iterator[tuple[str, Tensor]]:
         else:
             yield KEYS[layer.kind][name], value
     alpha = layer.alpha if layer.alpha is not None else layer.rank
+    if alpha is None and layer.kind == "lokr":  # of two whole factors: it means nothing, and LyCORIS looks for it
+        alpha = 1.0
     if alpha is not None and layer.kind not in ("diff", "ia3"):
         yield "alpha", torch.tensor(float(alpha))
 
