@@ -11,7 +11,7 @@ Tuner.compare = (element, trigger, props, watch, upload) =>
     const kind = (src) => (/\.(mp4|webm|mov)$/i.test(src) ? "video" : /\.(wav|mp3|flac|ogg)$/i.test(src) ? "sound" : "picture");
     const thumb = (src, alt) =>
       kind(src) === "picture"
-        ? h("img", { src, alt })
+        ? h("img", { src, alt, loading: "lazy", decoding: "async" })
         : kind(src) === "video"
           ? h("video", { src, muted: true, preload: "metadata", "aria-label": alt })
           : h("span", { class: "t-wave", role: "img", "aria-label": alt }, "\u266a");
@@ -271,7 +271,9 @@ Tuner.compare = (element, trigger, props, watch, upload) =>
                 {},
                 h("th", { scope: "row" }, h("span", { title: row.prompt, translate: "no" }, row.prompt), row.seed && h("small", {}, row.seed)),
                 row.cells.map((got, c) =>
-                  h(
+                  m.columns[c].refused
+                    ? r === 0 && h("td", { class: "t-refused", rowspan: m.rows.length }, h("p", {}, m.columns[c].refused))
+                    : h(
                     "td",
                     {},
                     got
@@ -281,6 +283,7 @@ Tuner.compare = (element, trigger, props, watch, upload) =>
                             class: "t-cell",
                             type: "button",
                             "data-at": key(r, c),
+                            "data-k": got.file,
                             "aria-pressed": "false",
                             "aria-label": [row.prompt, row.seed, m.columns[c].label].filter(Boolean).join(", "),
                             onclick: () => pick(m, r, c),
@@ -452,7 +455,7 @@ Tuner.compare = (element, trigger, props, watch, upload) =>
       if (part.draw("trial", current, (b) => b && trial(b)) && current) root.querySelector(".t-trial").focus();
       part.node("matrix").hidden = Boolean(current);
       part.draw("offer", m && m.columns, (columns) => columns && columns.length > 1 && offer(m));
-      const drawn = part.draw("matrix", m, (board) =>
+      const drawn = part.settle("matrix", m, (board) =>
         board
           ? matrix(board)
           : h(

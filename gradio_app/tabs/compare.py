@@ -449,12 +449,14 @@ def _board(studio: Studio, folder: Path | None) -> tuple[dict[str, Any] | None, 
     cells = {
         (e["prompt"], e.get("seed"), e["contender"]): str(folder / e["file"]) for e in made if e["kind"] == "sample"
     }
+    refused = {e["contender"]: str(e["text"]).split("\n", 1)[0] for e in made if e["kind"] == "refused"}
     columns = [
         {
+            "refused": _named(refused.get(number, ""), c),
             "label": str(c["label"]), "note": f"strength {c['strength']:.2f}" if c.get("adapter") else "as it is",
             "id": identity(studio, str(c.get("adapter") or "")),
         }
-        for c in asked.get("contenders") or []
+        for number, c in enumerate(asked.get("contenders") or [])
     ]  # fmt: skip
     seeds = asked.get("seeds") or [0]
     rows = [
@@ -467,12 +469,22 @@ def _board(studio: Studio, folder: Path | None) -> tuple[dict[str, Any] | None, 
     ]  # fmt: skip
     live = state in LIVE
     total = len(columns) * len(rows)
-    sentence = f"Drawing, {len(cells)} of {total}" if live else ""
+    sentence = f"Drawing, {len(cells)} of {total}" if live else _missing(refused)
     if state in ("failed", "crashed"):
         sentence = reader(folder).error()
     elif state == "stopped":
         sentence = f"Stopped, {len(cells)} of {total} were drawn."
     return {"columns": columns, "rows": rows, "running": live}, "running" if live else _mood(state), sentence
+
+
+def _missing(refused: dict[int, str]) -> str:
+    """What is said above a board on which not all could be drawn."""
+    return f"{count(len(refused), 'contender')} could not be drawn; its column says why." if refused else ""
+
+
+def _named(text: str, contender: dict[str, Any]) -> str:
+    """A sentence about a contender with its name in place of its file's path."""
+    return text.replace(str(contender.get("adapter") or "\0"), str(contender.get("label", "")))
 
 
 def identity(studio: Studio, path: str) -> str:

@@ -76,6 +76,19 @@ def test_stop_saves_and_resume_goes_on(studio: Studio) -> None:
     until(lambda: reader(folder).refresh().state in ("stopped", "crashed"))
 
 
+def test_a_stop_before_the_training_says_so(studio: Studio) -> None:
+    studio.launcher.command = (*studio.launcher.command[:-1], "0.05")
+    folder = started(studio, 400)
+    until(lambda: reader(folder).refresh().state == "running")
+    live = train.view(studio, folder.name)["buttons"]
+    assert [b["off"] for b in live] == [False, True, True], "nothing can be saved or drawn yet"
+    assert "before the training begins" in train.act(studio, folder.name, "stop")
+    until(lambda: reader(folder).refresh().state == "stopped" and not reader(folder).alive)
+    shown = train.view(studio, folder.name)
+    assert shown["band"]["headline"] == "Stopped before the training began" and not reader(folder).steps
+    assert [b["text"] for b in shown["buttons"]] == ["Try again"]
+
+
 def test_second_press_ends_a_run_that_does_not_listen(studio: Studio) -> None:
     folder = started(studio, 4000, "deaf")
     until(lambda: reader(folder).refresh().step > 2)
