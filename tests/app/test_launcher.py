@@ -314,7 +314,8 @@ def test_compare_draws_base_and_adapter(studio: Studio) -> None:
     shown = compare.view(studio)
     assert [c["id"] for c in shown["shelf"] if not c.get("step")] == ["base", folder.name]
     compare.keep(
-        studio, {"contenders": [{"id": folder.name, "on": True, "strength": 0.5}], "prompts": "cat\n\ndog", "seed": "7"}
+        studio,
+        {"contenders": [{"id": folder.name, "on": True, "strengths": [0.5]}], "prompts": "cat\n\ndog", "seed": "7"},
     )
     asked, missing = compare.request(studio)
     assert not missing and asked["prompts"] == ["cat", "dog"] and asked["seeds"] == [7]
