@@ -19,6 +19,8 @@ from .workspace import write_json
 
 ENGINE = (sys.executable, "-m", "tuner")
 STOPPING = "Stopping after this step; what was learned is saved first. Press again to end at once."
+STOPPING_EARLY = "Stopping before the training begins; what was read stays. Press again to end at once."
+SAVING = "The adapter is being saved, then the run ends by itself. Press again to end at once."
 GRACE = 4.0
 PATIENCE = 15.0
 

@@ -161,11 +161,12 @@ def _buttons(studio: Studio, page: Page) -> None:
     def on_next(known: dict[str, Any]) -> tuple[Any, ...]:
         run = pick_run(studio, known["run"])
         step = train.next_step(studio, run)["do"]
-        if step == "start":
-            return on_start(known)
         if step == "recipe":
             train.act(studio, run, "recipe")
-        return known, gr.Tabs(selected=step), gr.skip(), gr.skip(), gr.skip()
+        moved = (known, gr.Tabs(selected=step), gr.skip(), gr.skip(), gr.skip())
+        done = on_start(known) if step == "start" else moved
+        after = train.next_step(studio, pick_run(studio, done[0]["run"]))
+        return *done, gr.Button(after["text"], interactive=after["on"])
 
     def on_job(known: dict[str, Any]) -> tuple[Any, Any]:
         running = studio.running()
@@ -189,7 +190,14 @@ def _buttons(studio: Studio, page: Page) -> None:
     start.click(checking, None, [start], **quiet(trigger_mode="once")).then(
         on_start, [page.session], page.begins, **spoken
     )
-    onward.click(on_next, [page.session], page.begins, **spoken)
+
+    def starting(known: dict[str, Any]) -> Any:
+        starts = train.next_step(studio, pick_run(studio, known["run"]))["do"] == "start"
+        return checking() if starts else gr.skip()
+
+    onward.click(starting, [page.session], [onward], **quiet(trigger_mode="once")).then(
+        on_next, [page.session], [*page.begins, onward], **spoken
+    )
     page.compare[3].click(on_export, None, [page.tabs, *page.held.parts], **spoken)
     page.frame.openjob(on_job, [page.session], [page.session, page.train[0]], **quiet())
 

@@ -79,7 +79,10 @@ def read(path: Path) -> Comparison:
 
 
 def draw(wanted: Comparison, folder: Path, say: Callable[..., Any], controls: Controls) -> str:
-    """Draw the whole grid into `folder`; one `sample` event per picture. Returns how it ended."""
+    """Draw the whole grid into `folder`; one `sample` event per picture. Returns how it ended.
+
+    A contender that cannot be drawn is told as `refused`, and the others are drawn; `UserError` if none is left.
+    """
     where = device.pick()
     total = len(wanted.contenders) * len(wanted.prompts) * len(wanted.seeds)
     say("started", pid=os.getpid(), born=birth(os.getpid()), from_step=0, steps=total, name="compare",
@@ -96,13 +99,17 @@ def draw(wanted: Comparison, folder: Path, say: Callable[..., Any], controls: Co
     conds = _encode(family, source, quantise.Place(memory.quantise_text, dtype, where.torch), told, say)
     negative = conds.pop() if family.wants_negative(source, blank.guidance) else None
     say("phase", name="load", done=0, of=0)
-    done = 0
+    done, refused = 0, []
 
     place = quantise.Place(memory.quantise, dtype, where.torch)
     for column, contender in enumerate(wanted.contenders):
-        parts = _Contender(family, source, contender, place, tuple(memory.quantise_skip), say).parts()
-        if parts.sight and not looked_at:
-            raise UserError(f"{contender.adapter} looks at control pictures; give `controls`, one for each prompt.")
+        try:
+            parts = _Contender(family, source, contender, place, tuple(memory.quantise_skip), say).parts(looked_at)
+        except UserError as error:
+            refused.append(error)
+            say("refused", contender=column, text=str(error))
+            done += total // len(wanted.contenders)
+            continue
         looked = looked or parts.sight is not None
         told = _retold(family, parts, [*wanted.prompts, wanted.negative], [*conds, *([negative] if negative else [])])
         for row, cond in enumerate(told[: len(wanted.prompts)]):
@@ -116,6 +123,8 @@ def draw(wanted: Comparison, folder: Path, say: Callable[..., Any], controls: Co
                 done += 1
                 say("sample", contender=column, prompt=row, seed=seed, file=file.name)
                 say("phase", name="sample", done=done, of=total)
+    if len(refused) == len(wanted.contenders):
+        raise refused[0]
     if looked_at and not looked:
         raise UserError("`controls` are given, but none of the contenders looks at control pictures; remove them.")
     return "finished"
@@ -226,8 +235,16 @@ class _Contender:
     skip: tuple[str, ...]
     say: Callable[..., Any]
 
-    def parts(self) -> Parts:
+    def parts(self, controls: Sequence[Any] = ()) -> Parts:
         """Loaded, quantised, on the device, with the adapter. Raises `UserError` for one that does not fit."""
+        parts = self._read()
+        if parts.sight and not controls:
+            raise UserError(
+                f"{self.contender.adapter} looks at control pictures; give `controls`, one for each prompt."
+            )
+        return parts
+
+    def _read(self) -> Parts:
         path = find(self.contender.adapter) if self.contender.adapter else None
         if path is None:
             return self._held(self._fresh(self.source))

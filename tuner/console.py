@@ -60,10 +60,10 @@ def sentence(event: dict[str, Any]) -> str:
         return _started(event)
     if kind in ("warning", "note"):
         return f"{kind.capitalize()}: {event['text']}"
-    if kind in ("cache", "quantised", "extended"):
+    if kind in ("cache", "quantised", "extended", "refused"):
         return event["text"]
     if kind == "validation":
-        return f"Validation loss at step {event['step']}: {event['loss']:.4f}"
+        return f"Fixed-noise loss at step {event['step']}: {event['loss']:.4f}"
     if kind == "sample" and event.get("files"):
         return f"Samples of step {event['step']}: {len(event['files'])} pictures in {event['folder']}"
     if kind == "export":

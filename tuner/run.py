@@ -28,6 +28,10 @@ from .recipe import Recipe
 REQUESTS = ("stop", "save", "sample")
 
 
+class Stopped(Exception):
+    """Someone asked the run to end before it had begun to train. What is cached stays."""
+
+
 class Controls:
     """Requests are files: someone creates `control/NAME`, the run takes it at the next step border."""
 
@@ -132,7 +136,11 @@ def watched(folder: Path, work: Callable[[Callable[..., Any], Controls], str]) -
         console(journal(kind, **fields))
 
     try:
-        end = work(say, Controls(folder))
+        controls = Controls(folder)
+        try:
+            end = work(say, controls)
+        except Stopped:
+            end = "stopped"
         say(end, seconds=round(time.monotonic() - began, 1), folder=str(folder), **_step(folder))
     except UserError as error:
         way_out = {"remedy": error.remedy} if error.remedy else {}
@@ -176,7 +184,7 @@ def _step(folder: Path) -> dict[str, int]:
 
 
 def train(wanted: Recipe, folder: Path, say: Callable[..., Any], controls: Controls, resume: bool) -> str:
-    """The whole life of a training run; returns "finished" or "stopped"."""
+    """The whole life of a training run; returns "finished" or "stopped". Raises `Stopped` for a stop in between."""
     whole = checkpoint.complete(folder) if resume else []
     begin = checkpoint.step_of(whole[-1]) if whole else 0
     first = recipe.load(folder / "recipe.yaml").train.steps if resume else wanted.train.steps
@@ -194,8 +202,9 @@ def train(wanted: Recipe, folder: Path, say: Callable[..., Any], controls: Contr
     )
     if longer:
         say("extended", steps=wanted.train.steps, text=f"The run now ends at step {wanted.train.steps}.")
-    say("phase", name="prepare", done=0, of=0)
-    ready = prepare.prepare(wanted, progress(say, "prepare"))
+    heeding = _heeding(say, controls)
+    heeding("phase", name="prepare", done=0, of=0)
+    ready = prepare.prepare(wanted, progress(heeding, "prepare"))
     for problem in ready.problems:
         if problem.level != "error":
             say(problem.level, where=problem.where, text=problem.text)
@@ -209,12 +218,23 @@ def train(wanted: Recipe, folder: Path, say: Callable[..., Any], controls: Contr
     )
     _keep(_until(ready.recipe, first), folder)
     provenance.keep(ready, folder)
-    job = assemble.build(ready, say)
+    job = assemble.build(ready, heeding)
     run = Run(ready, job, folder, say)
     say("hooks", hooks=job.trainer.stack.hooks())
     if whole:
         run.restore(whole[-1])
     return run.go(controls)
+
+
+def _heeding(say: Callable[..., Any], controls: Controls) -> Callable[..., Any]:
+    """Tell, and stop at the next word about how far a phase is, if someone asked for it."""
+
+    def told(kind: str, **fields: Any) -> None:
+        say(kind, **fields)
+        if kind == "phase" and controls.stop():
+            raise Stopped
+
+    return told
 
 
 def _keep(resolved: Recipe, folder: Path) -> None:

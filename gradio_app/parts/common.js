@@ -130,6 +130,8 @@ window.Tuner = window.Tuner || {};
       value ? at.searchParams.set(key, value) : at.searchParams.delete(key);
     if (at.href !== window.location.href) window.history.replaceState(null, "", at.href);
   };
+  // Nothing plays on behind a window that was closed or a screen that was left.
+  const hush = (where) => where.querySelectorAll("audio,video").forEach((player) => player.pause());
   const followTabs = () => {
     const list = document.querySelector("#screens [role=tablist]");
     if (!list) return window.setTimeout(followTabs, 150);
@@ -148,6 +150,7 @@ window.Tuner = window.Tuner || {};
       if (name === awaited) settled();
       if (name && !awaited && name !== last && screens.includes(name)) {
         last = name;
+        hush(document);
         url({ tab: name });
         open.scrollIntoView({ block: "nearest", inline: "center" }); // on a phone the row of tabs is wider than the window
         window.scrollTo(0, 0);
@@ -219,6 +222,7 @@ window.Tuner = window.Tuner || {};
   const modal = (title, content, own) => {
     const before = document.activeElement;
     const close = () => {
+      hush(shade);
       shade.remove();
       document.removeEventListener("keydown", keys, true);
       if (before) before.focus();

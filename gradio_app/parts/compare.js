@@ -11,7 +11,7 @@ Tuner.compare = (element, trigger, props, watch, upload) =>
     const kind = (src) => (/\.(mp4|webm|mov)$/i.test(src) ? "video" : /\.(wav|mp3|flac|ogg)$/i.test(src) ? "sound" : "picture");
     const thumb = (src, alt) =>
       kind(src) === "picture"
-        ? h("img", { src, alt })
+        ? h("img", { src, alt, loading: "lazy", decoding: "async" })
         : kind(src) === "video"
           ? h("video", { src, muted: true, preload: "metadata", "aria-label": alt })
           : h("span", { class: "t-wave", role: "img", "aria-label": alt }, "\u266a");
@@ -26,7 +26,7 @@ Tuner.compare = (element, trigger, props, watch, upload) =>
 
     const marked = new Map(); // what the chips on the screen say
     const form = () => ({
-      contenders: [...marked.values()].map((c) => ({ id: c.id, on: c.on, strength: c.strength })),
+      contenders: [...marked.values()].map((c) => ({ id: c.id, on: c.on, strengths: c.strengths })),
       prompts: prompts.value,
       seed: seed.value,
       steps: steps.value,
@@ -81,15 +81,41 @@ Tuner.compare = (element, trigger, props, watch, upload) =>
     const chip = (c) => {
       marked.set(c.id, c);
       const box = h("input", { type: "checkbox", id: "c-" + c.id, checked: c.on });
-      const out = h("output", { class: "t-strength" }, c.strength.toFixed(2));
-      const range = h("input", {
-        type: "range",
-        min: 0,
-        max: 1.5,
-        step: 0.05,
-        value: c.strength,
-        "aria-label": `Strength of ${c.label}`,
-      });
+      const levels = h("div", { class: "t-levels" });
+      // One slider for each strength that is drawn; a contender may stand on the board at several.
+      const level = (i) => {
+        const out = h("output", { class: "t-strength" }, c.strengths[i].toFixed(2));
+        const range = h("input", {
+          type: "range",
+          min: 0,
+          max: 1.5,
+          step: 0.05,
+          value: c.strengths[i],
+          "aria-label": i ? `Strength ${i + 1} of ${c.label}` : `Strength of ${c.label}`,
+          oninput: (e) => {
+            c.strengths[i] = Number(e.target.value);
+            out.textContent = c.strengths[i].toFixed(2);
+          },
+          onchange: tell,
+        });
+        const change = (strengths, at) => {
+          c.strengths = strengths;
+          levels.replaceChildren(...c.strengths.map((_, n) => level(n)));
+          levels.querySelectorAll("button")[at].focus();
+          tell();
+        };
+        const [text, mark, act] = i
+          ? [`Remove strength ${i + 1} of ${c.label}`, "close", () => change(c.strengths.filter((_, n) => n !== i), i - 1)]
+          : [`Another strength of ${c.label}`, "plus", () => change([...c.strengths, Math.max(0, c.strengths[c.strengths.length - 1] - 0.25)], 0)];
+        return h(
+          "div",
+          { class: "t-strength-row" },
+          range,
+          out,
+          h("button", { class: "t-ghost", type: "button", "aria-label": text, title: text, onclick: act, disabled: !i && c.strengths.length > 3 }, icon(mark, 12)),
+        );
+      };
+      levels.append(...c.strengths.map((_, n) => level(n)));
       const line = h(
         "div",
         { class: "t-contender" + (c.on ? " t-on" : "") + (c.step ? " t-step" : "") },
@@ -101,18 +127,13 @@ Tuner.compare = (element, trigger, props, watch, upload) =>
         ),
         (c.warnings || []).map((text) => h("small", { class: "t-warned" }, text)),
         c.id === "base" ? "" : choice(c.id, c.label),
-        c.adapter ? h("div", { class: "t-strength-row" }, range, out) : "",
+        c.adapter ? levels : "",
       );
       box.addEventListener("change", () => {
         c.on = box.checked;
         line.classList.toggle("t-on", c.on);
         tell();
       });
-      range.addEventListener("input", () => {
-        c.strength = Number(range.value);
-        out.textContent = c.strength.toFixed(2);
-      });
-      range.addEventListener("change", tell);
       return line;
     };
 
@@ -216,10 +237,13 @@ Tuner.compare = (element, trigger, props, watch, upload) =>
       if (pair.length > 2) pair.shift();
       mark(m);
     };
+    // Several columns may be one contender at several strengths.
+    const first = (m, c) => m.columns.find((other) => other.id === c.id) === c;
+    const called = (m, c) => (m.columns.filter((other) => other.label === c.label).length > 1 ? `${c.label}, ${c.note}` : c.label);
     const cell = (m, at) => {
       const [r, c] = at.split(":").map(Number),
         got = m.rows[r] && m.rows[r].cells[c];
-      return got && { src: file(got.file), label: m.columns[c].label };
+      return got && { src: file(got.file), label: called(m, m.columns[c]) };
     };
     const mark = (m) => {
       root.querySelectorAll(".t-cell[data-at]").forEach((n) => {
@@ -243,7 +267,7 @@ Tuner.compare = (element, trigger, props, watch, upload) =>
         { class: "t-matrix-scroll" },
         h(
           "table",
-          { class: "t-matrix t-big", "data-few": m.columns.length <= 3 ? 3 : m.columns.length <= 4 ? 5 : 9 },
+          { class: "t-matrix", style: `--columns:${m.columns.length}` },
           h(
             "thead",
             {},
@@ -257,7 +281,7 @@ Tuner.compare = (element, trigger, props, watch, upload) =>
                   { scope: "col" },
                   h("span", { title: c.label, translate: named(c.label) }, c.label),
                   h("small", {}, c.note),
-                  value.shelf.some((s) => s.id === c.id) ? choice(c.id, c.label) : "",
+                  first(m, c) && value.shelf.some((s) => s.id === c.id) ? choice(c.id, c.label) : "",
                 ),
               ),
             ),
@@ -271,7 +295,9 @@ Tuner.compare = (element, trigger, props, watch, upload) =>
                 {},
                 h("th", { scope: "row" }, h("span", { title: row.prompt, translate: "no" }, row.prompt), row.seed && h("small", {}, row.seed)),
                 row.cells.map((got, c) =>
-                  h(
+                  m.columns[c].refused
+                    ? r === 0 && h("td", { class: "t-refused", rowspan: m.rows.length }, h("p", {}, m.columns[c].refused))
+                    : h(
                     "td",
                     {},
                     got
@@ -281,8 +307,9 @@ Tuner.compare = (element, trigger, props, watch, upload) =>
                             class: "t-cell",
                             type: "button",
                             "data-at": key(r, c),
+                            "data-k": got.file,
                             "aria-pressed": "false",
-                            "aria-label": [row.prompt, row.seed, m.columns[c].label].filter(Boolean).join(", "),
+                            "aria-label": [row.prompt, row.seed, called(m, m.columns[c])].filter(Boolean).join(", "),
                             onclick: () => pick(m, r, c),
                           },
                           thumb(file(got.file), `${row.prompt}, ${m.columns[c].label}`),
@@ -452,19 +479,22 @@ Tuner.compare = (element, trigger, props, watch, upload) =>
       if (part.draw("trial", current, (b) => b && trial(b)) && current) root.querySelector(".t-trial").focus();
       part.node("matrix").hidden = Boolean(current);
       part.draw("offer", m && m.columns, (columns) => columns && columns.length > 1 && offer(m));
-      const drawn = part.draw("matrix", m, (board) =>
+      const drawn = part.settle("matrix", [m, Boolean(fresh.chosen)], ([board]) =>
         board
           ? matrix(board)
           : h(
               "div",
               { class: "t-empty t-empty-small" },
               icon("image", 34),
-              h("h2", {}, "See what changed"),
+              h("h2", {}, fresh.chosen ? "See what changed" : "Nothing to compare yet"),
               h(
                 "p",
                 { class: "t-quiet" },
-                "The same prompt, the same seed, with and without your adapter. Press Compare.",
+                fresh.chosen
+                  ? "The same prompt, the same seed, with and without your adapter. Press Compare."
+                  : "Train an adapter or add a file of one. Then the same prompt and seed are drawn with and without it.",
               ),
+              fresh.chosen ? "" : h("button", { class: "t-button", type: "button", onclick: () => Tuner.go("train") }, "Open Train"),
             ),
       );
       if (fresh.shown !== at) pair = [];
@@ -548,12 +578,8 @@ Tuner.together = (a, b) => {
   const clips = [a, b].map((c) =>
     h("video", { src: c.src, muted: true, loop: true, playsinline: true, preload: "auto", "aria-label": c.label, translate: Tuner.named(c.label) }));
   clips.forEach((c) => (c.muted = true));
-  const range = h("input", { type: "range", min: 0, max: 1, step: 0.001, value: 0, "aria-label": "Place in both clips" });
+  const range = Tuner.place(clips, "Place in both clips");
   const press = Tuner.paired(clips, ["Play both", "Pause both"], () => 0);
-  range.addEventListener("input", () => clips.forEach((c) => c.duration && (c.currentTime = range.value * c.duration)));
-  clips[0].addEventListener("timeupdate", () => {
-    if (clips[0].duration) range.value = clips[0].currentTime / clips[0].duration;
-  });
   const figures = clips.map((c, i) => h("figure", {}, c, h("figcaption", { translate: Tuner.named([a, b][i].label) }, [a, b][i].label)));
   const box = h("div", { class: "t-wipe-box t-together" }, figures, range, press);
   Tuner.levels([a.src, b.src]).then(
@@ -570,6 +596,16 @@ Tuner.together = (a, b) => {
   return box;
 };
 
+// Where both players are, to be moved by hand: a share of the first one's length.
+Tuner.place = (players, text) => {
+  const range = Tuner.h("input", { type: "range", min: 0, max: 1, step: 0.001, value: 0, "aria-label": text });
+  range.addEventListener("input", () => players.forEach((p) => p.duration && (p.currentTime = range.value * p.duration)));
+  players[0].addEventListener("timeupdate", () => {
+    if (players[0].duration) range.value = players[0].currentTime / players[0].duration;
+  });
+  return range;
+};
+
 // Two recordings at once of which one is heard; the louder one is turned down to the loudness of the other.
 Tuner.switched = (a, b) => {
   const { h } = Tuner;
@@ -581,5 +617,5 @@ Tuner.switched = (a, b) => {
       note.textContent = "Loudness is matched.";
     })
     .catch(() => (note.textContent = "Loudness could not be measured; it is not matched."));
-  return h("div", { class: "t-wipe-box t-switched" }, players, Tuner.paired(players, ["Play", "Pause"], now), set, note);
+  return h("div", { class: "t-wipe-box t-switched" }, players, Tuner.place(players, "Place in both recordings"), Tuner.paired(players, ["Play", "Pause"], now), set, note);
 };

@@ -77,7 +77,7 @@ Tuner.train = (element, trigger, props, watch) =>
         { class: "t-matrix-scroll" },
         h(
           "table",
-          { class: "t-matrix", "data-few": cols.length <= 3 ? 3 : cols.length <= 5 ? 5 : 9 },
+          { class: "t-matrix", style: `--columns:${cols.length}` },
           h(
             "thead",
             {},

@@ -30,7 +30,7 @@ from .train import LIVE
 
 EVENTS = ("form", "act", "uploaded")
 SLOTS = {"references": "Pictures to start from", "controls": "Control pictures"}
-MOST_PROMPTS, MOST_SEEDS, MOST_STEPS = 12, 8, 8
+MOST_PROMPTS, MOST_SEEDS, MOST_STEPS, MOST_STRENGTHS = 12, 8, 8, 4
 
 
 def view(studio: Studio, told: dict[str, Any] = SILENT) -> dict[str, Any]:
@@ -114,12 +114,12 @@ def contenders(studio: Studio) -> tuple[list[dict[str, Any]], dict[str, Any]]:
         shelf += _run(name, folder, seen, recipe, first=not shelf)
     base = base or studio.project.draft().raw
     source = Path(str(base.get("source", ""))).name
-    first = {"id": "base", "label": "Base model", "note": source, "adapter": False, "on": True, "strength": 1.0}
+    first = {"id": "base", "label": "Base model", "note": source, "adapter": False, "on": True}
     shelf = [first, *shelf[:40], *_foreign(studio)]
     for one in shelf:
         mine = known.get(one["id"]) or {}
         one["on"] = bool(mine.get("on", one["on"]))
-        one["strength"] = float(mine.get("strength", 1.0))
+        one["strengths"] = list(mine.get("strengths") or [1.0])
     return shelf, base
 
 
@@ -129,7 +129,7 @@ def _run(name: str, folder: Path, seen: Reader, recipe: dict[str, Any], first: b
     note = f"{day}, step {seen.step}" + (", training" if seen.state in LIVE else "")
     light = (recipe.get("adapter") or {}).get("kind") != "full"
     looks = (recipe.get("adapter") or {}).get("kind") == "controlnet"
-    common = {"run": name, "adapter": light, "strength": 1.0, "looks": looks}
+    common = {"run": name, "adapter": light, "looks": looks}
     out = [{"id": name, "label": label, "note": note, "on": first, "path": str(folder), **common}]
     steps = sorted({int(e["step"]) for e in seen.checkpoints})
     steps = [n for n in steps if (folder / "checkpoints" / f"step-{n:06d}").is_dir()]
@@ -152,7 +152,7 @@ def _foreign(studio: Studio) -> list[dict[str, Any]]:
     return [
         {
             "id": f"file:{path.name}", "label": path.stem, "note": foreign.told(path), "adapter": True, "on": False,
-            "strength": 1.0, "path": str(path), "warnings": foreign.warnings(path),
+            "path": str(path), "warnings": foreign.warnings(path),
         }
         for path in foreign.files()[:20]
     ]  # fmt: skip
@@ -192,7 +192,7 @@ def request(studio: Studio) -> tuple[dict[str, Any], str]:
         "lyrics": validate.get("lyrics") or [],
         **{key: memory[key] for key in ("quantise", "quantise_text", "quantise_skip") if memory.get(key)},
         **{key: form[key] for key in ("frames", "seconds") if form[key]},
-        "contenders": [_contender(one) for one in chosen],
+        "contenders": [column for one in chosen for column in _columns(one)],
     }
     for slot in _slots(studio, base):
         given = [picture["file"] for picture in slot["pictures"]]
@@ -377,7 +377,8 @@ def keep(studio: Studio, sent: dict[str, Any]) -> None:
     """Write the form down, so that it survives a reload."""
     saved = _saved(studio)
     marked = {
-        str(c["id"]): {"on": bool(c["on"]), "strength": float(c["strength"])} for c in sent.get("contenders") or []
+        str(c["id"]): {"on": bool(c["on"]), "strengths": [float(n) for n in c["strengths"]][:MOST_STRENGTHS]}
+        for c in sent.get("contenders") or []
     }
     saved["contenders"] = {**(saved.get("contenders") or {}), **marked}
     saved["prompts"] = str(sent.get("prompts", ""))
@@ -423,8 +424,10 @@ def _form(studio: Studio, base: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _contender(one: dict[str, Any]) -> dict[str, Any]:
-    return {"label": one["label"], "adapter": one.get("path"), "strength": one["strength"]}
+def _columns(one: dict[str, Any]) -> list[dict[str, Any]]:
+    """A contender once for each of its strengths; the base once."""
+    strengths = sorted(set(one["strengths"])) if one["adapter"] else [1.0]
+    return [{"label": one["label"], "adapter": one.get("path"), "strength": s} for s in strengths]
 
 
 def _title(folder: Path) -> str:
@@ -449,12 +452,14 @@ def _board(studio: Studio, folder: Path | None) -> tuple[dict[str, Any] | None, 
     cells = {
         (e["prompt"], e.get("seed"), e["contender"]): str(folder / e["file"]) for e in made if e["kind"] == "sample"
     }
+    refused = {e["contender"]: str(e["text"]).split("\n", 1)[0] for e in made if e["kind"] == "refused"}
     columns = [
         {
+            "refused": _named(refused.get(number, ""), c),
             "label": str(c["label"]), "note": f"strength {c['strength']:.2f}" if c.get("adapter") else "as it is",
             "id": identity(studio, str(c.get("adapter") or "")),
         }
-        for c in asked.get("contenders") or []
+        for number, c in enumerate(asked.get("contenders") or [])
     ]  # fmt: skip
     seeds = asked.get("seeds") or [0]
     rows = [
@@ -467,12 +472,22 @@ def _board(studio: Studio, folder: Path | None) -> tuple[dict[str, Any] | None, 
     ]  # fmt: skip
     live = state in LIVE
     total = len(columns) * len(rows)
-    sentence = f"Drawing, {len(cells)} of {total}" if live else ""
+    sentence = f"Drawing, {len(cells)} of {total}" if live else _missing(refused)
     if state in ("failed", "crashed"):
         sentence = reader(folder).error()
     elif state == "stopped":
         sentence = f"Stopped, {len(cells)} of {total} were drawn."
     return {"columns": columns, "rows": rows, "running": live}, "running" if live else _mood(state), sentence
+
+
+def _missing(refused: dict[int, str]) -> str:
+    """What is said above a board on which not all could be drawn."""
+    return f"{count(len(refused), 'contender')} could not be drawn; its column says why." if refused else ""
+
+
+def _named(text: str, contender: dict[str, Any]) -> str:
+    """A sentence about a contender with its name in place of its file's path."""
+    return text.replace(str(contender.get("adapter") or "\0"), str(contender.get("label", "")))
 
 
 def identity(studio: Studio, path: str) -> str:

@@ -12,7 +12,7 @@ import gradio as gr
 import yaml
 
 from ..disk import size_text
-from ..launcher import STOPPING
+from ..launcher import SAVING, STOPPING, STOPPING_EARLY
 from ..parts import facts, remedies
 from ..parts.eta import Estimate
 from ..parts.reader import PHASES, Reader, reader
@@ -36,7 +36,7 @@ MOST_STEPS = 1_000_000
 NEW_RUN = "new run: "
 FORMATS = {"diffusers": "diffusers", "comfyui": "ComfyUI", "kohya": "kohya", "lycoris": "LyCORIS"}
 WORK = {"checkpoint": "a save", "validation": "a validation", "sample": "drawing samples", "export": "the export"}
-WHILE_LIVE = (*SAID.values(), STOPPING)
+WHILE_LIVE = (*SAID.values(), STOPPING, STOPPING_EARLY, SAVING)
 
 
 def view(studio: Studio, run: str, said: str = "", nonce: float = 0.0) -> dict[str, Any]:
@@ -180,7 +180,7 @@ def act(studio: Studio, run: str, what: str) -> str:
     if folder is None:
         return ""
     if what == "stop":
-        return studio.launcher.stop(folder)
+        return _stop(studio, folder)
     if what in ("resume", "start"):
         return _begin(studio, run, "resume" if what == "resume" else "run")
     if what == "recipe":
@@ -191,6 +191,16 @@ def act(studio: Studio, run: str, what: str) -> str:
         studio.launcher.ask(folder, what)
         return SAID[what]
     return ""
+
+
+def _stop(studio: Studio, folder: Path) -> str:
+    """Ask a run to stop, and say what that means in its phase."""
+    said = studio.launcher.stop(folder)
+    seen = reader(folder).refresh()
+    name = seen.phase.get("name", "")
+    if said != STOPPING or name == "train" or (seen.steps and name not in PHASES):
+        return said
+    return SAVING if name == "export" else STOPPING_EARLY
 
 
 def _begin(studio: Studio, run: str, do: str, steps: int = 0, now: str = "") -> str:
@@ -335,6 +345,11 @@ def _words(
             "headline": f"Done: {of} steps" + (f" in {took}" if took else ""),
             "sub": "The adapter is saved. Compare it with the base model.",
         }
+    if state == "stopped" and not seen.checkpoints:
+        return {
+            "headline": "Stopped before the training began",
+            "sub": "What was read is kept. Try again whenever you like.",
+        }
     if state == "stopped":
         return {
             "headline": f"Stopped at step {at} of {of}",
@@ -448,7 +463,7 @@ def _buttons(studio: Studio, seen: Reader, state: str) -> list[dict[str, Any]]:
     if state in LIVE:
         pressed = studio.launcher.stopping(seen.folder)
         asked = {p.name for p in (seen.folder / "control").glob("*")}
-        early = state == "starting"
+        early = state == "starting" or seen.phase.get("name", "") != "train"
         return [
             {"do": "stop", "kind": "stop", "text": "End at once" if pressed else "Stop and save", "off": False},
             {"do": "save", "off": pressed or early or "save" in asked},

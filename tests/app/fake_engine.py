@@ -79,6 +79,18 @@ def samples(folder: Path, journal: events.Journal, recipe: dict, step: int, of: 
         journal("sample", step=step, files=files)
 
 
+def begun(folder: Path, journal: events.Journal, pace: float) -> bool:
+    """What comes before the first step; whether nobody stopped it."""
+    for name in ("prepare", "cache pictures", "cache text", "load"):
+        for done in range(1, 4):
+            journal("phase", name=name, done=done, of=3)
+            time.sleep(min(0.05, pace))
+            if take(folder, "stop"):
+                journal("stopped")
+                return False
+    return True
+
+
 def train(folder: Path, recipe: dict, pace: float, first: int) -> int:
     """Pretend to learn."""
     journal = events.Journal(folder / "events.jsonl")
@@ -88,10 +100,8 @@ def train(folder: Path, recipe: dict, pace: float, first: int) -> int:
         family=recipe["family"], device="cpu", precision="fp32", hooks=[],
     )  # fmt: skip
     journal("planned", items=24, left_out=2, per_epoch=3)
-    for name in ("prepare", "cache pictures", "cache text", "load"):
-        for done in range(1, 4):
-            journal("phase", name=name, done=done, of=3)
-            time.sleep(min(0.05, pace))
+    if not begun(folder, journal, pace):
+        return 0
     if first == 0:
         samples(folder, journal, recipe, 0, of)
     journal("phase", name="train", done=first, of=of)
@@ -244,6 +254,9 @@ def sample(request: Path, folder: Path, pace: float) -> int:
         family=asked["family"], device="cpu", precision="fp32", hooks=[],
     )  # fmt: skip
     for c, contender in enumerate(asked["contenders"]):
+        if "broken" in contender["label"]:
+            journal("refused", contender=c, text=f"{contender['adapter']} does not fit FLUX.1; choose another adapter.")
+            continue
         for p, _ in enumerate(asked["prompts"]):
             for seed in asked["seeds"]:
                 time.sleep(pace)

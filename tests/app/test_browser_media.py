@@ -95,6 +95,10 @@ def videos(page: browser.Page) -> None:
     page.wait_for_function("""() => [...document.querySelectorAll("#compare .t-together video")].every(
         (v) => !v.seeking && Math.abs(v.currentTime - 2) < 0.1)""")
     assert all(p["muted"] and p["paused"] for p in page.evaluate(PLACES))
+    page.get_by_role("button", name="Play both").click()
+    page.get_by_label("Place in both clips").evaluate("n => { n.value = 0.25; n.dispatchEvent(new Event('input')); }")
+    page.wait_for_function(TOGETHER)
+    page.get_by_role("button", name="Pause both").click()
     assert page.get_by_role("group", name="Which one is heard").count() == 0, "silent clips offer no choice of sound"
 
 
@@ -112,7 +116,15 @@ def sounds(page: browser.Page) -> None:
     page.wait_for_function(TOGETHER)
     after = page.evaluate(PLACES)
     assert [p["muted"] for p in after] == [True, False] and after[1]["at"] >= before
+    page.get_by_label("Place in both recordings").evaluate(
+        "n => { n.value = 0.5; n.dispatchEvent(new Event('input')); }"
+    )
+    page.wait_for_function("() => [...document.querySelectorAll('#compare audio')].every((p) => p.currentTime >= 10)")
+    page.wait_for_function(TOGETHER)
     browser.shot(page, "compare-sounds")
+    browser.tab(page, "Library")
+    page.wait_for_function("() => [...document.querySelectorAll('#compare audio')].every((p) => p.paused)")
+    browser.tab(page, "Compare")
 
 
 def blind(page: browser.Page) -> None:

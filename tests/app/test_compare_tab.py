@@ -79,9 +79,11 @@ def test_files_from_elsewhere(studio: Studio, tmp_path: Path) -> None:
     until(lambda: "rank 4" in foreign.told(kept[0]))
     entry = compare.view(studio)["shelf"][-1]
     assert entry["id"] == f"file:{kept[0].name}" and entry["warnings"]
-    compare.keep(studio, {"contenders": [{"id": entry["id"], "on": True, "strength": 0.7}], "prompts": "cat"})
+    compare.keep(studio, {"contenders": [{"id": entry["id"], "on": True, "strengths": [0.7, 0.2]}], "prompts": "cat"})
     asked, _ = compare.request(studio)
-    assert asked["contenders"][-1] == {"label": entry["label"], "adapter": str(kept[0]), "strength": 0.7}
+    column = {"label": entry["label"], "adapter": str(kept[0])}
+    assert asked["contenders"][-2:] == [{**column, "strength": 0.2}, {**column, "strength": 0.7}]
+    assert compare.plan_line(studio).startswith("3 pictures: 1 prompt, 3 contenders")
 
 
 def test_what_is_no_safetensors_file_is_refused(studio: Studio, tmp_path: Path) -> None:

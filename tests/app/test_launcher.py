@@ -76,6 +76,19 @@ def test_stop_saves_and_resume_goes_on(studio: Studio) -> None:
     until(lambda: reader(folder).refresh().state in ("stopped", "crashed"))
 
 
+def test_a_stop_before_the_training_says_so(studio: Studio) -> None:
+    studio.launcher.command = (*studio.launcher.command[:-1], "0.05")
+    folder = started(studio, 400)
+    until(lambda: reader(folder).refresh().state == "running")
+    live = train.view(studio, folder.name)["buttons"]
+    assert [b["off"] for b in live] == [False, True, True], "nothing can be saved or drawn yet"
+    assert "before the training begins" in train.act(studio, folder.name, "stop")
+    until(lambda: reader(folder).refresh().state == "stopped" and not reader(folder).alive)
+    shown = train.view(studio, folder.name)
+    assert shown["band"]["headline"] == "Stopped before the training began" and not reader(folder).steps
+    assert [b["text"] for b in shown["buttons"]] == ["Try again"]
+
+
 def test_second_press_ends_a_run_that_does_not_listen(studio: Studio) -> None:
     folder = started(studio, 4000, "deaf")
     until(lambda: reader(folder).refresh().step > 2)
@@ -301,7 +314,8 @@ def test_compare_draws_base_and_adapter(studio: Studio) -> None:
     shown = compare.view(studio)
     assert [c["id"] for c in shown["shelf"] if not c.get("step")] == ["base", folder.name]
     compare.keep(
-        studio, {"contenders": [{"id": folder.name, "on": True, "strength": 0.5}], "prompts": "cat\n\ndog", "seed": "7"}
+        studio,
+        {"contenders": [{"id": folder.name, "on": True, "strengths": [0.5]}], "prompts": "cat\n\ndog", "seed": "7"},
     )
     asked, missing = compare.request(studio)
     assert not missing and asked["prompts"] == ["cat", "dog"] and asked["seeds"] == [7]

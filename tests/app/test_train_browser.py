@@ -133,8 +133,13 @@ def players(page: Page) -> None:
     page.keyboard.press("Escape")
     page.get_by_role("button", name="a bell, step 20: compare").click()
     expect(page.locator(".t-modal").get_by_role("button", name="B: step 20")).to_be_visible()
+    page.locator(".t-modal").get_by_role("button", name="Play", exact=True).click()
+    page.wait_for_function("""() => { window.heard = [...document.querySelectorAll('.t-modal audio')];
+        return heard.length === 2 && heard.every((p) => p.currentTime > 0); }""")
+    page.evaluate("window.heard.forEach((p) => { p.loop = true; p.play(); })")
     page.keyboard.press("Escape")
     expect(page.locator(".t-modal")).to_have_count(0)
+    assert page.evaluate("window.heard.map((p) => p.paused)") == [True, True], "sound stops with its window"
 
 
 def reading(page: Page) -> None:

@@ -65,6 +65,20 @@ def test_an_adapter_is_found_by_run_checkpoint_or_file(run: Path, tmp_path: Path
     assert all((picture == found[0]).all() for picture in found)
 
 
+def test_a_contender_that_does_not_fit_leaves_the_others(run: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "broken.safetensors"
+    broken.write_bytes(b"x" * 40)
+    columns = [{"label": "base"}, {"label": "broken", "adapter": str(broken)}, {"label": "good", "adapter": str(run)}]
+    code, pictures = drawn(tmp_path, run, columns)
+    told = follow(tmp_path / "out" / "events.jsonl")[0]
+    assert code == 0 and len(pictures) == 2 and told[-1]["kind"] == "finished"
+    [refused] = [e for e in told if e["kind"] == "refused"]
+    assert refused["contender"] == 1 and str(broken) in refused["text"]
+    assert [e["contender"] for e in told if e["kind"] == "sample"] == [0, 2]
+    last = [e for e in told if e["kind"] == "phase"][-1]
+    assert last["done"] == last["of"] == 3
+
+
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [

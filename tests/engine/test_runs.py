@@ -16,7 +16,8 @@ import yaml
 from PIL import Image
 from safetensors.torch import load_file
 
-from tuner import checkpoint
+from tuner import checkpoint, run
+from tuner import recipe as recipes
 from tuner.events import follow, status
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -283,6 +284,32 @@ def wait_for(out: Path, kind: str, count: int = 1) -> None:
 
 
 @pytest.mark.long
+def test_a_stop_before_training_is_heeded_and_the_run_can_go_on(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In every phase before the first step: the run says that it was stopped, what is cached stays, resume goes on."""
+    monkeypatch.setenv("TUNER_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr("tuner.progress.EVERY", 0.0)
+    wanted, heard = recipes.load(recipe, ["train.steps=1", "train.accumulate=1", "validate="]), run.Controls.stop
+    for phase in ("prepare", "cache pictures", "cache text", "load"):
+        folder = tmp_path / phase
+
+        def stop(self: run.Controls, folder: Path = folder, phase: str = phase) -> bool:
+            """Somebody presses the button in this phase."""
+            phases = [e["name"] for e in follow(folder / "events.jsonl")[0] if e["kind"] == "phase"]
+            if phases[-1] == phase:
+                self.folder.joinpath("stop").touch()
+            return heard(self)
+
+        monkeypatch.setattr(run.Controls, "stop", stop)
+        assert run.start(wanted, folder) == 0
+        told = follow(folder / "events.jsonl")[0]
+        assert told[-1]["kind"] == "stopped" and not losses(folder)
+        assert [e["name"] for e in told if e["kind"] == "phase"][-1] == phase
+    monkeypatch.setattr(run.Controls, "stop", heard)
+    assert run.resume(folder) == 0 and status(folder).state == "finished" and len(losses(folder)) == 1
+
+
 def test_a_full_disk_is_a_sentence_and_keeps_the_last_checkpoint(
     recipe: Path, environment: dict[str, str], tmp_path: Path
 ) -> None:
