@@ -27,6 +27,10 @@ UPLOAD_AT_ONCE = 4 << 30
 ROOM_LEFT = 2 << 30
 BODY_AT_ONCE = 64 << 20
 STRANGERS_BODY = 64 << 10
+_PARTS = ("proxy=", "vibe", "undo-vibe", "process_recording", "component_server", "custom_component", "stream/",
+          "deep_link", "dev/", "run-history", "runs", "profiling")  # fmt: skip
+UNUSED = (*(f"/gradio_api/{part}" for part in _PARTS), "/monitoring")
+"""Parts of Gradio that this app does not use: proxies, recorders, editors and statistics are closed to all."""
 OPEN = ("/login", "/login/", "/favicon.ico", "/gradio_api/startup-events")
 """What strangers may ask for where a password is set; nothing else, whatever Gradio itself would answer."""
 
@@ -148,6 +152,8 @@ class Guard:
         if not self.place.answers_to(host):
             name = _bare(host)[:80]
             return 400, f"This app does not answer to the name {name!r}. Start it with --name {name} if that is yours."
+        if scope["path"].startswith(UNUSED):
+            return 404, "There is nothing here."
         if scope["type"] == "websocket" or scope["method"] not in ("GET", "HEAD", "OPTIONS"):
             if _foreign(headers, host):
                 return 403, "Another web site asked for this; open the app itself."
@@ -177,8 +183,8 @@ class Guard:
 
 def stranger(scope: Scope, headers: Headers) -> bool:
     """Whether a password is set and the one who asks has not given it: Gradio's own test, but for every address."""
-    app = scope.get("app")
-    if app is None or getattr(app, "auth", None) is None:
+    app: Any = scope.get("app")
+    if getattr(app, "auth", None) is None:
         return False
     held = cookie_parser(headers.get("cookie", ""))
     names = (f"access-token-{app.cookie_id}", f"access-token-unsecure-{app.cookie_id}")

@@ -15,7 +15,7 @@ from gradio_client import Client
 from gradio_client.exceptions import AuthenticationError
 
 from gradio_app import strangers, words
-from gradio_app.door import OPEN
+from gradio_app.door import OPEN, UNUSED
 from gradio_app.main import build
 from gradio_app.studio import Studio
 from tests.app.helpers import served
@@ -55,7 +55,8 @@ def test_a_stranger_is_refused_at_every_address(address: str, studio: Studio) ->
             line.request(method, re.sub(r"\{[^}]*\}", lambda _, inside=inside: inside, path), headers={"Cookie": "a=b"})
             answer = line.getresponse()
             told = answer.read().decode()
-            assert answer.status == 401 and (REFUSED in told or method == "HEAD"), (method, path, inside)
+            shut = path.startswith(UNUSED) and answer.status == 404
+            assert shut or (answer.status == 401 and (REFUSED in told or method == "HEAD")), (method, path, inside)
             if "{" not in path:
                 break
 
@@ -70,7 +71,7 @@ def test_the_page_of_a_stranger_holds_nothing_of_the_app(address: str) -> None:
         assert web.post("/").status_code == 401
 
 
-def test_bodies_are_limited(address: str) -> None:
+def test_bodies_are_limited_and_parts_that_are_not_used_are_shut(address: str) -> None:
     """A log-in is small; what is no upload goes into memory, and may not fill it."""
 
     def told(path: str, size: str, cookie: str = "") -> int:
@@ -88,7 +89,11 @@ def test_bodies_are_limited(address: str) -> None:
         assert web.post("/login", data={"username": "tuner", "password": PASSWORD}).status_code == 200
         cookie = "; ".join(f"{name}={value}" for name, value in web.cookies.items())
         assert web.get("/config").status_code == 200
-    for path in ("/gradio_api/run/predict", "/gradio_api/queue/join", "/gradio_api/process_recording"):
+        for path in ("monitoring/x", "gradio_api/dev/reload", "gradio_api/proxy=http://127.0.0.1:1/x"):
+            assert web.get(path).status_code == 404
+        many = [("files", (f"{number}.png", b"x")) for number in range(1001)]
+        assert web.post("/gradio_api/upload", files=many).status_code == 400
+    for path in ("/gradio_api/run/predict", "/gradio_api/queue/join", "/gradio_api/cancel"):
         assert told(path, str(65 << 20), cookie) == 413 and told(path, "?", cookie) == 411
 
 
