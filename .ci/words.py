@@ -238,7 +238,8 @@ def lacking(texts: Iterable[str], entries: dict[str, str]) -> list[str]:
 
 def _piece(text: str) -> bool:
     """Whether a text is put together with others in the source: it begins or ends in the middle of a sentence."""
-    return len(text.split()) > 1 and not re.match(r"[A-Z{].*[.?!…]$", text)
+    label = re.fullmatch(r"[A-Z][a-z]+ \{\w*\}", text)  # "Delete {name}" stands alone
+    return len(text.split()) > 1 and not label and not re.match(r"[A-Z{].*[.?!…]$", text)
 
 
 def main() -> None:

@@ -135,7 +135,7 @@ def test_html_in_captions_and_names_stays_text(studio: Studio, tmp_path: Path) -
     shown = dataset.view(studio)
     assert all(
         set(item)
-        == {"id", "kind", "file", "thumb", "caption", "origin", "size", "warn", "badge", "mask", "pair", "lacks", "use"}
+        == {"id", "kind", "file", "thumb", "caption", "origin", "size", "warn", "badge", "mask", "pair", "lacks", "use", "repeats"}
         for item in shown["items"]
     )
     for script in (Path(dataset.__file__).parents[1] / "parts").glob("*.js"):
