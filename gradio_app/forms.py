@@ -46,6 +46,8 @@ class Field:
     choices: list[str] = field(default_factory=list)
     low: float | None = None
     high: float | None = None
+    above: bool = False
+    """Whether the lowest value itself is too low."""
 
     @property
     def group(self) -> str:
@@ -267,6 +269,7 @@ def _field(key: str, raw: Schema, optional: bool) -> Field:
         choices=([""] if optional and choices else []) + choices,
         low=limits.get("minimum", limits.get("exclusiveMinimum")),
         high=limits.get("maximum", limits.get("exclusiveMaximum")),
+        above="exclusiveMinimum" in limits,
     )
 
 

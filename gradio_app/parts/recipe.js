@@ -92,6 +92,7 @@ Tuner.recipe = (element, trigger, props, watch) =>
     const range = (f) => {
       const said = [];
       if (f.low !== null && f.high !== null) said.push(`${f.low} to ${f.high}`);
+      else if (f.low !== null && f.above) said.push(`above ${f.low}`);
       else if (f.low !== null) said.push(`from ${f.low}`);
       else if (f.high !== null) said.push(`up to ${f.high}`);
       if (f.usual) said.push(`recipe: ${f.usual}`);

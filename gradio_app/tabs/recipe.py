@@ -28,6 +28,10 @@ LABELS = {
     "name": "Name of the run",
     "source": "Base model",
     "train.steps": "Steps",
+    "adapter.dora": "DoRA",
+    "adapter.rslora": "rsLoRA",
+    "adapter.text": "Text encoders",
+    "media.fps": "Frames per second",
     "validate.prompts": "Prompts to watch",
 }
 TEXTS = {
@@ -411,6 +415,7 @@ def _trigger(word: str) -> dict[str, Any]:
         "reasons": {},
         "low": None,
         "high": None,
+        "above": False,
     }
 
 
