@@ -46,6 +46,8 @@ class Field:
     choices: list[str] = field(default_factory=list)
     low: float | None = None
     high: float | None = None
+    above: bool = False
+    """Whether the lowest value itself is too low."""
 
     @property
     def group(self) -> str:
@@ -144,7 +146,6 @@ def described(setting: Field, values: dict[str, Any], standard: dict[str, Any]) 
     """A field for the page: what it is, what it holds, and whether that differs from the recipe's own value."""
     value, own = get(values, setting.key, setting.default), get(standard, setting.key, setting.default)
     out = {k: v for k, v in asdict(setting).items() if k != "default"}
-    out["usual"] = "" if setting.kind in ("group", "list") else show(setting, setting.default)
     out |= {"value": show(setting, value), "own": show(setting, own), "changed": value != own}
     return out | {"group": setting.group}
 
@@ -268,6 +269,7 @@ def _field(key: str, raw: Schema, optional: bool) -> Field:
         choices=([""] if optional and choices else []) + choices,
         low=limits.get("minimum", limits.get("exclusiveMinimum")),
         high=limits.get("maximum", limits.get("exclusiveMaximum")),
+        above="exclusiveMinimum" in limits,
     )
 
 
@@ -300,8 +302,11 @@ def _number_text(value: float) -> str:
 
 
 def _yaml(text: str, default: Any) -> Any:
+    """What was typed as YAML; text that is none, or that uses aliases (few lines may mean billions), stays text."""
     try:
+        if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):
+            return text
         found = yaml.safe_load(text)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, RecursionError, ValueError):
         return text
     return default if found is None else found

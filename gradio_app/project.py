@@ -25,8 +25,44 @@ from .parts.names import safe_stem, unused
 from .parts.reader import reader
 from .workspace import Draft, Workspace
 
-SAID = {"lora": "LoRA", "sd1": "Stable Diffusion 1", "sdxl": "SDXL", "flux1": "FLUX.1", "sd3": "SD 3"}
-LARGEST = 200_000
+SAID = {
+    "kandinsky5 image to video": "Kandinsky 5 Video image to video",
+    "lora text": "LoRA with text encoders",
+    "generate": "text to video",
+    "kontext": "Kontext",
+    "lora": "LoRA",
+    "loha": "LoHa",
+    "lokr": "LoKr",
+    "controlnet": "ControlNet",
+    "i2v": "image to video",
+    "ace step": "ACE-Step",
+    "auraflow": "AuraFlow",
+    "cosmos2": "Cosmos-Predict2",
+    "flux1": "FLUX.1",
+    "flux2": "FLUX.2",
+    "hidream": "HiDream",
+    "hunyuan video15": "HunyuanVideo 1.5",
+    "kandinsky5 image": "Kandinsky 5 Image",
+    "kandinsky5 video": "Kandinsky 5 Video",
+    "kandinsky5": "Kandinsky 5",
+    "longcat image": "LongCat-Image",
+    "ltx2": "LTX-2",
+    "ltx": "LTX-Video",
+    "lumina2": "Lumina 2",
+    "omnigen": "OmniGen",
+    "pixart sigma": "PixArt-Σ",
+    "qwen image": "Qwen-Image",
+    "sd1": "Stable Diffusion 1",
+    "sd2": "Stable Diffusion 2",
+    "sd3": "Stable Diffusion 3",
+    "sdxl": "SDXL",
+    "stable cascade": "Stable Cascade",
+    "z image": "Z-Image",
+    "5b": "5B",
+}
+"""How words of a recipe's name are written; those of several words come before their parts."""
+LARGEST, MEMBERS = 200_000, 20_000
+DEEP = "This text holds far more than a recipe does: it is nested too deeply, or repeats itself by aliases."
 DIAL = {"draft": 0.4, "standard": 1.0, "fine": 2.5}
 
 
@@ -227,6 +263,10 @@ class Project:
             mark = getattr(error, "problem_mark", None)
             place = f" in line {mark.line + 1}" if mark else ""
             return None, [f"This is not valid YAML{place}; check indentation and colons there."]
+        except (RecursionError, ValueError):
+            return None, [DEEP]
+        if not _modest(raw):
+            return None, [DEEP]
         if not isinstance(raw, dict):
             return None, ["A recipe holds settings such as `family: flux1`; this text has none."]
         if "extends" in raw:
@@ -255,6 +295,16 @@ class Project:
         return str(self.workspace.datasets.folder(self.workspace.draft().dataset))
 
 
+def _modest(value: Any) -> bool:
+    """Whether a value has few members once every alias in it is followed; a few lines of YAML may mean billions."""
+    waiting, seen = [value], 0
+    while waiting and seen <= MEMBERS:
+        one = waiting.pop()
+        waiting += [*one.keys(), *one.values()] if isinstance(one, dict) else one if isinstance(one, list | set) else []
+        seen += 1
+    return not waiting
+
+
 def _card(path: Path, identity: str, group: str, data: str) -> Card | None:
     """What a shelf shows of a recipe file over this data; nothing for one that cannot be read."""
     try:
@@ -263,7 +313,10 @@ def _card(path: Path, identity: str, group: str, data: str) -> Card | None:
         return None
     if not loaded.description and group != "own":
         return None
-    name = " ".join(SAID.get(word, word) for word in loaded.name.replace("_", "-").split("-"))
+    name = f" {loaded.name.replace('_', ' ').replace('-', ' ')} "
+    for word, said in SAID.items():
+        name = name.replace(f" {word} ", f" {said} ")
+    name = name.strip()
     needs = re.search(r"(?:needs about|runs in|about) (\d+) GB of memory", loaded.description, re.IGNORECASE)
     return Card(
         id=identity,

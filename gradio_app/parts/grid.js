@@ -664,6 +664,7 @@ Tuner.grid = (element, trigger, props, watch, upload) =>
       sheetOf(ids.length === 1 ? `Repeats of ${ids[0]}` : `Repeats of ${ids.length}`, "Set", () => trigger("repeats", { ids, times: Number(times.value) }),
         field("How often each is seen in one epoch", times), h("div", { class: "t-row" }, quick),
         h("p", { class: "t-quiet" }, `The others are seen ${value.repeats} × in each epoch. More for rare views or the best pictures, so that they count as much; files are not copied.`));
+      times.select();
     };
     const brought = (what, words) => [
       small(`Upload ${words}`, () => {

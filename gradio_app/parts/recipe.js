@@ -88,15 +88,14 @@ Tuner.recipe = (element, trigger, props, watch) =>
       inputs.set(f.key, node);
       return node;
     };
-    // What may be typed in, and what is usual.
+    // What may be typed in, and what the recipe says.
     const range = (f) => {
       const said = [];
       if (f.low !== null && f.high !== null) said.push(`${f.low} to ${f.high}`);
+      else if (f.low !== null && f.above) said.push(`above ${f.low}`);
       else if (f.low !== null) said.push(`from ${f.low}`);
       else if (f.high !== null) said.push(`up to ${f.high}`);
-      const plain = ["number", "numbers", "mixed", "choice", "words", "text"].includes(f.kind);
-      if (plain && f.usual !== "" && f.usual !== undefined) said.push(`usual: ${f.usual}`);
-      if (f.kind === "bool") said.push(`usual: ${f.usual ? "on" : "off"}`);
+      if (f.usual) said.push(`recipe: ${f.usual}`);
       return said.join(" · ");
     };
     const ticked = (f) => f.kind === "bool" || f.kind === "group";
@@ -219,6 +218,7 @@ Tuner.recipe = (element, trigger, props, watch) =>
                 r.text,
               ),
             ),
+            p.go && h("button", { class: "t-button t-small", type: "button", onclick: () => Tuner.go(p.go) }, "Write captions"),
             p.at && h("button", { class: "t-link", type: "button", onclick: () => reveal(p.at) }, "Show the setting"),
           ),
         ),

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import gradio as gr
 
 from .. import forms
 from ..parts import density, shelf, story
+from ..parts.cards import others
 from ..parts.widget import SILENT, notice, quiet, widget
 from ..parts.words import count, duration
 from ..project import DIAL, Card
@@ -18,6 +20,7 @@ from .dataset import PLAN
 EVENTS = ("choose", "set", "reset", "dial", "remedy", "keep", "bring")
 FIRST = ("name", "trigger")
 LENGTH = ("train.steps", "source")
+UNUSUAL = ("name", "source")
 WATCH = ("validate.prompts",)
 LEVELS = {"error": 0, "warning": 1, "note": 2}
 MOST = 8
@@ -25,6 +28,10 @@ LABELS = {
     "name": "Name of the run",
     "source": "Base model",
     "train.steps": "Steps",
+    "adapter.dora": "DoRA",
+    "adapter.rslora": "rsLoRA",
+    "adapter.text": "Text encoders",
+    "media.fps": "Frames per second",
     "validate.prompts": "Prompts to watch",
 }
 TEXTS = {
@@ -42,7 +49,7 @@ def view(studio: Studio, told: dict[str, Any] = SILENT) -> dict[str, Any]:
     cards = studio.project.cards()
     problems, state, plan = findings(studio, draft)
     family = studio.catalog.family(str(draft.raw.get("family", "")))
-    files = _files(studio, draft, plan)
+    turns = _turns(studio, draft, _files(studio, draft, plan))
     found = _fields(studio, draft)
     return {
         "many": len(cards) > 6,
@@ -54,7 +61,7 @@ def view(studio: Studio, told: dict[str, Any] = SILENT) -> dict[str, Any]:
         **_form(studio, draft, standard, found),
         "dial": draft.dial if draft.raw["train"]["steps"] == _steps(standard, draft.dial) else "",
         "positions": [_position(studio, draft, standard, name) for name in DIAL],
-        "lengths": story.length(draft.raw["train"], files, studio.project.pace(str(draft.raw.get("family", "")))),
+        "lengths": _length(studio, draft, family, turns),
         "density": _density(draft.raw, family),
         "changes": story.differences(found, _open(draft.raw), _open(standard)),
         "yaml": studio.project.yaml(draft),
@@ -63,8 +70,19 @@ def view(studio: Studio, told: dict[str, Any] = SILENT) -> dict[str, Any]:
         "facts": _facts(studio, draft, plan),
         "problems": problems,
         "state": state,
-        "why": story.why(draft.raw, standard, family, files),
+        "why": story.why(draft.raw, standard, family, turns),
     }
+
+
+def _length(studio: Studio, draft: Draft, family: dict[str, Any], turns: float) -> str:
+    pace = studio.project.pace(str(draft.raw.get("family", "")))
+    return story.length(draft.raw["train"], turns, pace, str(family.get("modality") or ""))
+
+
+def _turns(studio: Studio, draft: Draft, files: int) -> float:
+    """How many items an epoch has in units of those without repeats of their own."""
+    usual = others(studio)
+    return files + sum(n / usual - 1 for n in studio.workspace.datasets.repeats(draft.dataset).values())
 
 
 def _files(studio: Studio, draft: Draft, plan: dict[str, Any]) -> int:
@@ -135,17 +153,47 @@ def _helped(studio: Studio, draft: Draft, problems: list[dict[str, Any]]) -> lis
     standard = studio.project.standard(draft)
     known = {f.key: f for f in forms.fields(_open(draft.raw))}
     shown = []
-    for one in problems:
+    for one in map(_plainly, problems):
         where, remedies = str(one.get("where") or ""), []
         if one.get("remedy"):
-            remedies.append({"text": f"Put right: {_said(one['remedy'])}", "values": one["remedy"]})
+            remedies.append({"text": _way(one), "values": one["remedy"]})
         field = known.get(where) or known.get(f"{where}.kind")
         own = forms.get(standard, where) if field else None
         if field and one.get("level") == "error" and own != forms.get(draft.raw, where) and not remedies:
             text = f"Back to the recipe's: {_said({where: own})}"
             remedies.append({"text": text, "values": {where: own}})
-        shown.append({**one, "remedies": remedies, "at": field.key if field else ""})
+        at = field.key if field else "trigger" if where in ("trigger", "data.0.trigger") else ""
+        shown.append({**one, "remedies": remedies, "at": at})
     return shown
+
+
+def _way(problem: dict[str, Any]) -> str:
+    """What a remedy of the engine does, on its button."""
+    values = problem["remedy"]
+    [key, value] = next(iter(values.items())) if len(values) == 1 else ("", None)
+    if key.endswith(".on_problem") and value == "skip":
+        return "Cut off what is too long" if "tokens" in str(problem.get("text")) else "Leave such files out"
+    if known := WAYS.get((key, str(value))):
+        return known
+    if key.endswith(".repeats_of"):
+        return "Forget the repeats of what is not there"
+    return f"Put right: {_said(values)}"
+
+
+WAYS = {
+    ("media.small", "own"): "Train them smaller",
+    ("media.small", "enlarge"): "Enlarge them",
+    ("train.shift", "auto"): "Leave the shift to the model",
+}
+
+
+def _plainly(problem: dict[str, Any]) -> dict[str, Any]:
+    """A problem in words of the app, with what can be done here, where the engine speaks of files and settings."""
+    found = re.match(r"(\d+ \w+) (?:have|has) no caption", str(problem.get("text")))
+    if not found or problem.get("level") != "error":
+        return problem
+    text = f"{found[1]} without a caption. Write one for each, or set a trigger word to train with that alone."
+    return {**problem, "text": text, "where": "trigger", "remedy": {"data.0.on_problem": "skip"}, "go": "dataset"}
 
 
 def _said(values: dict[str, Any]) -> str:
@@ -310,6 +358,7 @@ def _form(studio: Studio, draft: Draft, standard: dict[str, Any], found: list[fo
     for one in shown:
         one["label"] = LABELS.get(one["key"], one["label"])
         one["description"] = TEXTS.get(one["key"], one["description"])
+        one["usual"] = "" if one["key"] in UNUSUAL else _usual(one)
         one["cost"] = story.COST.get(one["key"].removesuffix(".kind"), "") or story.COST.get(one["key"], "")
         if one["key"] == "extensions":
             one["description"] += _known(studio)
@@ -325,6 +374,15 @@ def _form(studio: Studio, draft: Draft, standard: dict[str, Any], found: list[fo
         "advanced": _grouped([one for one in rest if one["level"] != "expert"]),
         "expert": _grouped([one for one in rest if one["level"] == "expert"]),
     }
+
+
+def _usual(one: dict[str, Any]) -> str:
+    """The recipe's own value in one line, as far as it is worth a line."""
+    if one["kind"] in ("group", "list", "lines", "yaml"):
+        return ""
+    if one["kind"] == "bool":
+        return "on" if one["own"] else "off"
+    return str(one["own"]) or ("automatic" if one["empty"] else "")
 
 
 def _known(studio: Studio) -> str:
@@ -357,6 +415,7 @@ def _trigger(word: str) -> dict[str, Any]:
         "reasons": {},
         "low": None,
         "high": None,
+        "above": False,
     }
 
 
@@ -431,16 +490,18 @@ def _time(studio: Studio, draft: Draft, steps: Any) -> str:
 def _facts(studio: Studio, draft: Draft, plan: dict[str, Any]) -> list[list[str]]:
     train, validate = draft.raw["train"], draft.raw.get("validate") or {}
     files = _files(studio, draft, plan)
-    facts = [["Pictures", f"{files} in {dataset_title(draft.dataset)}"]]
+    turns, own = _turns(studio, draft, files), studio.workspace.datasets.repeats(draft.dataset)
+    facts = [["Items", f"{files} in {dataset_title(draft.dataset)}"]]
     if plan.get("unused"):
         facts.append(["Left out", str(plan["unused"])])
     sizes = list(dict.fromkeys(f"{b['width']} × {b['height']}" for b in plan.get("buckets") or [] if b["width"]))
     if sizes:
         facts.append(["Sizes", ", ".join(sizes[:2]) + (f" and {len(sizes) - 2} more" if len(sizes) > 2 else "")])
-    seen = story.seen(train, files)
+    seen = story.seen(train, turns)
     if seen is not None:
         facts.append(["Each is seen", story.times(seen)])
-        facts.append(["Pictures seen", f"{round(seen * files):,}"])
+        facts += [["Repeated", f"{len(own)} of them"]] if own else []
+        facts.append(["Seen in all", f"{round(seen * turns):,}"])
     if plan.get("epochs"):
         facts.append(["Epochs", f"{plan['epochs']:g} of {count(plan['steps_per_epoch'], 'step')}"])
     if scale := story.scale(draft.raw.get("adapter") or {}):

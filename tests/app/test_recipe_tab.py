@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
+from PIL import Image
 
 from gradio_app import forms
 from gradio_app.parts import density, shelf, story
@@ -12,6 +14,7 @@ from gradio_app.studio import Studio
 from gradio_app.tabs import recipe as screen
 from tuner.recipe import Recipe
 
+LAUGHS = "a0: &a0 x\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 10))
 BASE = {"name": "r", "family": "sdxl", "source": "x", "data": [{"path": "/a"}]}
 DISTRIBUTIONS = [
     {"kind": "logit_normal", "mean": -0.4, "std": 0.8},
@@ -98,6 +101,97 @@ def test_sentences_say_the_numbers(studio: Studio) -> None:
     assert "not known" in story.length(train, 20, None)
     draft = studio.project.draft()
     assert any("300 steps" in line for line in story.why(draft.raw, draft.raw, {}, 24))
+    assert story.length(train, 0, None).startswith("There is nothing to learn from yet")
+    assert story.length(train, 20, None, "video").startswith("Each clip is seen 40 times")
+
+
+def _why(studio: Studio, files: float = 24, **changes: Any) -> str:
+    """The sentences on the demo recipe with some values changed."""
+    own = studio.project.draft().raw
+    raw = {k: {**v, **changes.get(k, {})} if isinstance(v, dict) else v for k, v in own.items()}
+    raw["adapter"] = changes.get("adapter", raw["adapter"])
+    return " ".join(story.why(raw, own, {"title": "FLUX.1", "resolution": 1024, "modality": "image"}, files))
+
+
+def test_why_is_true_of_the_recipe_at_hand(studio: Studio) -> None:
+    """No rank or scale where the kind has none; what the user chose is not put down to the recipe."""
+    said = _why(studio)
+    assert "Learning rate 0.001 with adamw, as the recipe says." in said and "Rank 16" in said
+    assert "each item is seen 100 times." in said and "seldom" not in said
+    for adapter, rank, scale in [
+        ({"kind": "peft", "algorithm": "ia3", "rank": 16}, False, ""),
+        ({"kind": "peft", "algorithm": "hra", "rank": 8}, True, ""),
+        ({"kind": "lycoris", "algorithm": "ia3"}, False, ""),
+        ({"kind": "lycoris", "algorithm": "full"}, False, ""),
+        ({"kind": "lycoris", "algorithm": "lokr", "full_matrix": True}, False, ""),
+        ({"kind": "lycoris", "algorithm": "loha", "alpha": 8.0}, True, "0.5 (8 / 16), alpha over rank"),
+        ({"kind": "controlnet", "form": "branch", "rank": 64}, False, ""),
+        ({"kind": "controlnet", "form": None, "rank": 64}, False, ""),
+        ({"kind": "controlnet", "form": "lora", "rank": 64}, True, "1 (64 / 64)"),
+        ({"kind": "lora", "rank": 4, "rslora": True}, True, "2 (4 / √4), alpha over the square root of the rank"),
+        ({"kind": "full"}, False, ""),
+    ]:
+        text = _why(studio, adapter=adapter)
+        assert ("Rank " in text) is rank and (scale in text if scale else "scale of" not in text), adapter
+    assert "Blocks of 16" in _why(studio, adapter={"kind": "lycoris", "algorithm": "boft"})
+    said = _why(studio, train={"lr": 0.5})
+    assert "Learning rate 0.5 with adamw is your choice; the recipe says 0.001 with adamw." in said
+    assert "left to prodigy" in _why(studio, train={"lr": None, "optimizer": "prodigy"})
+    assert "very often" in _why(studio, files=1) and "seldom" in _why(studio, files=2400)
+    assert "750 steps instead of the recipe's 300: longer" in _why(studio, train={"steps": 750})
+    assert "square of 512 pixels, in its own shape: as you chose." in _why(studio, media={"resolutions": [512]})
+    assert "1024 pixels, in its own shape: the size that FLUX.1 was made" in _why(studio, media={"resolutions": None})
+    assert "cut to 64 × 96 pixels" in _why(studio, media={"fit": "exact", "size": [64, 96]})
+    assert "shorter edge is brought to 64" in _why(studio, media={"fit": "edge"})
+    assert "8 bits, or 4" in _why(studio, memory={"quantise": "auto"})
+    assert "nf4" in _why(studio, memory={"quantise": "nf4"}) and "held" not in _why(studio)
+
+
+def test_repeats_of_single_items_count_in_how_often_the_others_are_seen(studio: Studio, tmp_path: Path) -> None:
+    studio.project.select(studio.workspace.datasets.create("mine"))
+    folder = studio.workspace.datasets.folder("mine")
+    for i in range(4):
+        Image.new("RGB", (64, 64), (60 * i, 0, 0)).save(folder / f"{i}.png")
+        (folder / f"{i}.txt").write_text("x")
+    studio.workspace.datasets.set_repeats("mine", ["0.png"], 5)
+    facts = dict(screen.view(studio)["facts"])
+    assert facts["Items"] == "4 in mine" and facts["Repeated"] == "1 of them"
+    assert facts["Each is seen"] == "300 times", "300 steps of 8 over 3 items once and one five times"
+    assert facts["Seen in all"] == "2,400"
+
+
+def test_pictures_without_a_caption_are_told_in_words_of_the_app(studio: Studio, tmp_path: Path) -> None:
+    problem = {
+        "level": "error",
+        "where": "data.0.caption",
+        "text": "7 pictures have no caption (first: /a/b.png); write a .txt ...",
+    }
+    [shown] = screen._helped(studio, studio.project.draft(), [problem])
+    assert shown["text"].startswith("7 pictures without a caption. Write one for each, or set a trigger word")
+    assert shown["at"] == "trigger" and shown["go"] == "dataset"
+    assert shown["remedies"] == [{"text": "Leave such files out", "values": {"data.0.on_problem": "skip"}}]
+    long = {
+        "level": "error",
+        "where": "x",
+        "text": "The caption of a.txt has 90 tokens, ...",
+        "remedy": {"data.0.on_problem": "skip"},
+    }
+    assert (
+        screen._helped(studio, studio.project.draft(), [long])[0]["remedies"][0]["text"] == "Cut off what is too long"
+    )
+
+
+def test_every_setting_says_what_it_does(studio: Studio) -> None:
+    """A sentence for each; the recipe's own value for each that has one line."""
+    shown = screen.view(studio)
+    fields = [f for part in ("advanced", "expert") for g in shown[part] for f in g["fields"]]
+    assert len(fields) > 60
+    for one in fields:
+        assert len(one["description"]) > 8, one["key"]
+        if one["kind"] in ("choice", "bool") or (one["kind"] == "number" and not one["empty"]):
+            assert one["usual"], one["key"]
+    without = {f["key"] for f in fields if not f["cost"]}
+    assert len(without) < len(fields) / 2, sorted(without)
 
 
 def test_settings_are_changed_marked_and_put_back(studio: Studio) -> None:
@@ -147,6 +241,17 @@ def test_the_plot_moves_with_its_settings(studio: Studio) -> None:
     assert screen.view(studio)["density"] == {}
 
 
+def test_hostile_yaml_in_a_box_of_the_form_stays_text(studio: Studio) -> None:
+    """It becomes a problem with a sentence, and neither hangs nor ends the screen."""
+    for text in (LAUGHS, "[" * 5000, "&a [*a]", "!!python/object/apply:os.system [x]"):
+        screen.change(studio, "extensions", text)
+        shown = screen.view(studio)
+        assert shown["problems"][0]["level"] == "error" and "extensions" in shown["problems"][0]["text"]
+        assert len(shown["problems"][0]["text"]) < 1000
+        screen.put_back(studio, "extensions")
+    assert screen.view(studio)["changes"] == []
+
+
 def test_what_was_exported_comes_back(studio: Studio) -> None:
     studio.project.update({"adapter.rank": 5, "train.steps": 77})
     text = screen.view(studio)["yaml"]
@@ -165,6 +270,18 @@ def test_what_was_exported_comes_back(studio: Studio) -> None:
         ("family: sd1\nsource: x\ntrain: {stepps: 3}", "did you mean train.steps"),
         ("data: {a: 1}", "family is missing"),
         ("x: " + "a" * 300_000, "too large"),
+        ("!!python/object/apply:os.system ['touch /tmp/evil']", "not valid YAML"),
+        (LAUGHS, "repeats itself"),
+        ("family: sd1\nsource: x\ndata: &d [*d]", "repeats itself"),
+        ("family: sd1\nsource: x\ntrain: &t {steps: 3, clip: *t}", "repeats itself"),
+        ("family: sd1\nsource: x\ntrain: {steps: " + "[" * 3000 + "]" * 3000 + "}", "nested too deeply"),
+        ("family: sd1\nsource: x\ntrain: {lr: .nan}", "train.lr"),
+        ("- 1\n- 2", "has none"),
+        ("\0", "not valid YAML"),
+        ("family: [sd1]\nsource: {a: b}", "family"),
+        ("family: <script>alert(1)</script>\nsource: x\ndata: [7]\ntrain: no", "train"),
+        ("", "has none"),
+        ("1: 2\nfamily: sd1", "1"),
     ],
 )
 def test_an_import_says_what_is_wrong_and_changes_nothing(studio: Studio, text: str, said: str) -> None:
