@@ -179,8 +179,8 @@ def act(studio: Studio, run: str, what: str) -> str:
     folder = studio.workspace.run(run)
     if folder is None:
         return ""
-    if what == "stop":
-        return _stop(studio, folder)
+    if what in ("stop", "end"):
+        return _stop(studio, folder, what == "end")
     if what in ("resume", "start"):
         return _begin(studio, run, "resume" if what == "resume" else "run")
     if what == "recipe":
@@ -193,9 +193,9 @@ def act(studio: Studio, run: str, what: str) -> str:
     return ""
 
 
-def _stop(studio: Studio, folder: Path) -> str:
-    """Ask a run to stop, and say what that means in its phase."""
-    said = studio.launcher.stop(folder)
+def _stop(studio: Studio, folder: Path, now: bool) -> str:
+    """Ask a run to stop, or end it now; and say what that means in its phase."""
+    said = studio.launcher.stop(folder, now)
     seen = reader(folder).refresh()
     name = seen.phase.get("name", "")
     if said != STOPPING or name == "train" or (seen.steps and name not in PHASES):
@@ -465,7 +465,9 @@ def _buttons(studio: Studio, seen: Reader, state: str) -> list[dict[str, Any]]:
         asked = {p.name for p in (seen.folder / "control").glob("*")}
         early = state == "starting" or seen.phase.get("name", "") != "train"
         return [
-            {"do": "stop", "kind": "stop", "text": "End at once" if pressed else "Stop and save", "off": False},
+            {"do": "end", "kind": "stop", "text": "End at once", "off": False}
+            if pressed
+            else {"do": "stop", "kind": "stop", "text": "Stop and save", "off": False},
             {"do": "save", "off": pressed or early or "save" in asked},
             {"do": "sample", "off": pressed or early or "sample" in asked},
         ]
