@@ -52,14 +52,17 @@ def view(studio: Studio, run: str, said: str = "", nonce: float = 0.0) -> dict[s
     state = seen.state
     adapter = seen.adapter()
     ahead = seen.estimate(_elsewhere(studio, seen)) if state == "running" else None
+    titles = _titles(studio.modality(seen.recipe()))
+    words = _words(seen, state, studio.queue.place(run), ahead, titles)
     return {
         "run": run,
         "runs": studio.workspace.run_names()[:50],
         "band": {
-            **_words(seen, state, studio.queue.place(run), ahead, _titles(studio.modality(seen.recipe()))),
+            **words,
+            "headline": _short(studio, [words["headline"]])[0],
             "state": state,
             "numbers": _numbers(seen, ahead),
-            "phases": _phases(seen, state, _titles(studio.modality(seen.recipe()))),
+            "phases": _phases(seen, state, titles),
             "memory": _memory(seen),
         },
         "curve": seen.curve(),
