@@ -77,13 +77,16 @@ class LocalLauncher:
         control.mkdir(exist_ok=True)
         (control / request).touch()
 
-    def stop(self, folder: Path) -> str:
-        """First press: ask. Second: end the process group at once. Returns a sentence about what was done."""
+    def stop(self, folder: Path, insist: bool | None = None) -> str:
+        """First press: ask. Second: end the process group at once. Returns a sentence about what was done.
+
+        insist: which of the two is meant, where that is known: a press in a second browser is no second press.
+        """
         process = self.process(folder)
         if process is None:
             return "This run is not running."
         pressed = folder / "control" / f"pressed-{process.pid}"
-        if not pressed.exists():
+        if not (pressed.exists() if insist is None else insist):
             self.ask(folder, "stop")
             pressed.touch()
             return STOPPING

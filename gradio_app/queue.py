@@ -45,10 +45,17 @@ class Queue:
     def add(self, run: str, do: str, steps: int = 0) -> bool:
         """Let a run begin as soon as nothing else trains; whether that was at once."""
         with self._lock:
+            if self._goes(run):  # two browsers pressed the same button
+                return True
             rest = [e for e in self.waiting() if e["run"] != run]
             write_json(self.file, [*rest, {"run": run, "do": do, "steps": steps}])
         self.pump()
         return self.place(run) == 0
+
+    def _goes(self, run: str) -> bool:
+        folder = self.workspace.run(run)
+        seen = reader(folder).refresh() if folder else None
+        return seen is not None and seen.alive and seen.state in ("running", "starting")
 
     def remove(self, run: str) -> None:
         """Take a run out; its folder stays and can be started later."""

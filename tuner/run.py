@@ -149,10 +149,11 @@ def watched(folder: Path, work: Callable[[Callable[..., Any], Controls], str]) -
         return 1
     except BaseException as error:
         # the one place that catches everything: whoever looks at the folder later must learn what happened
-        text = _plain(error, folder) or f"{type(error).__name__}: {error}"
-        _last_words(say, "failed", error=text, user=False, trace=traceback.format_exc(), folder=str(folder))
+        plain = _plain(error, folder)
+        text = plain or f"{type(error).__name__}: {error}"
+        _last_words(say, "failed", error=text, user=bool(plain), trace=traceback.format_exc(), folder=str(folder))
         sys.stderr.write(traceback.format_exc())
-        return 1 if _plain(error, folder) else 2
+        return 1 if plain else 2
     finally:
         console.close()
         journal.close()

@@ -366,14 +366,15 @@ Tuner.compare = (element, trigger, props, watch, upload) =>
             ),
           );
     const offer = (m) => {
+      const drawn = m.columns.map((_, i) => i).filter((i) => !m.columns[i].refused);
       const select = (id, text, at) => {
         const node = h("select", { class: "t-input", id, "aria-label": text },
-          m.columns.map((c, i) => h("option", { value: i }, `${c.label}, ${c.note}`)));
+          drawn.map((i) => h("option", { value: i }, `${m.columns[i].label}, ${m.columns[i].note}`)));
         node.value = at;
         return node;
       };
-      const a = select("c-blind-a", "First contender", 0),
-        b = select("c-blind-b", "Second contender", m.columns.length - 1);
+      const a = select("c-blind-a", "First contender", drawn[0]),
+        b = select("c-blind-b", "Second contender", drawn[drawn.length - 1]);
       const start = () => act("blind", { a: Number(a.value), b: Number(b.value) });
       return h("details", { class: "t-offer" }, h("summary", {}, "Blind test"),
         h("p", { class: "t-quiet" }, "Ten pairs without labels; you choose, then you see how sure it is."), a, b,
@@ -478,7 +479,7 @@ Tuner.compare = (element, trigger, props, watch, upload) =>
       current = fresh.blind;
       if (part.draw("trial", current, (b) => b && trial(b)) && current) root.querySelector(".t-trial").focus();
       part.node("matrix").hidden = Boolean(current);
-      part.draw("offer", m && m.columns, (columns) => columns && columns.length > 1 && offer(m));
+      part.draw("offer", m && m.columns, (columns) => columns && columns.filter((c) => !c.refused).length > 1 && offer(m));
       const drawn = part.settle("matrix", [m, Boolean(fresh.chosen)], ([board]) =>
         board
           ? matrix(board)

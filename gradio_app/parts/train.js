@@ -181,7 +181,7 @@ Tuner.train = (element, trigger, props, watch) =>
             type: "button",
             disabled: b.off,
             "data-do": b.do,
-            "data-k": b.do,
+            "data-k": b.kind || b.do,
             title: b.title || "",
             onclick: (e) => {
               e.currentTarget.disabled = true;

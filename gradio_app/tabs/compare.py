@@ -134,7 +134,7 @@ def _run(name: str, folder: Path, seen: Reader, recipe: dict[str, Any], first: b
     steps = sorted({int(e["step"]) for e in seen.checkpoints})
     steps = [n for n in steps if (folder / "checkpoints" / f"step-{n:06d}").is_dir()]
     losses = points(steps, [(int(e["step"]), float(e["loss"])) for e in seen.validation if e.get("loss") is not None])
-    held_back = any(isinstance(d, dict) and d.get("role") == "validation" for d in recipe.get("data") or [])
+    held_back = seen.held_back() > 0
     suggested, out[0]["hint"] = advice(steps, losses, held_back)
     kind = "validation loss" if held_back else "loss on what was trained"
     for step, loss in list(zip(steps, losses, strict=True))[-MOST_STEPS:]:

@@ -52,14 +52,17 @@ def view(studio: Studio, run: str, said: str = "", nonce: float = 0.0) -> dict[s
     state = seen.state
     adapter = seen.adapter()
     ahead = seen.estimate(_elsewhere(studio, seen)) if state == "running" else None
+    titles = _titles(studio.modality(seen.recipe()))
+    words = _words(seen, state, studio.queue.place(run), ahead, titles)
     return {
         "run": run,
         "runs": studio.workspace.run_names()[:50],
         "band": {
-            **_words(seen, state, studio.queue.place(run), ahead, _titles(studio.modality(seen.recipe()))),
+            **words,
+            "headline": _short(studio, [words["headline"]])[0],
             "state": state,
             "numbers": _numbers(seen, ahead),
-            "phases": _phases(seen, state, _titles(studio.modality(seen.recipe()))),
+            "phases": _phases(seen, state, titles),
             "memory": _memory(seen),
         },
         "curve": seen.curve(),
@@ -179,8 +182,8 @@ def act(studio: Studio, run: str, what: str) -> str:
     folder = studio.workspace.run(run)
     if folder is None:
         return ""
-    if what == "stop":
-        return _stop(studio, folder)
+    if what in ("stop", "end"):
+        return _stop(studio, folder, what == "end")
     if what in ("resume", "start"):
         return _begin(studio, run, "resume" if what == "resume" else "run")
     if what == "recipe":
@@ -193,9 +196,9 @@ def act(studio: Studio, run: str, what: str) -> str:
     return ""
 
 
-def _stop(studio: Studio, folder: Path) -> str:
-    """Ask a run to stop, and say what that means in its phase."""
-    said = studio.launcher.stop(folder)
+def _stop(studio: Studio, folder: Path, now: bool) -> str:
+    """Ask a run to stop, or end it now; and say what that means in its phase."""
+    said = studio.launcher.stop(folder, now)
     seen = reader(folder).refresh()
     name = seen.phase.get("name", "")
     if said != STOPPING or name == "train" or (seen.steps and name not in PHASES):
@@ -465,7 +468,9 @@ def _buttons(studio: Studio, seen: Reader, state: str) -> list[dict[str, Any]]:
         asked = {p.name for p in (seen.folder / "control").glob("*")}
         early = state == "starting" or seen.phase.get("name", "") != "train"
         return [
-            {"do": "stop", "kind": "stop", "text": "End at once" if pressed else "Stop and save", "off": False},
+            {"do": "end", "kind": "stop", "text": "End at once", "off": False}
+            if pressed
+            else {"do": "stop", "kind": "stop", "text": "Stop and save", "off": False},
             {"do": "save", "off": pressed or early or "save" in asked},
             {"do": "sample", "off": pressed or early or "sample" in asked},
         ]

@@ -6,9 +6,11 @@ import json
 import random
 import re
 import struct
+import time
 from pathlib import Path
 
 import pytest
+import yaml
 
 from gradio_app import blind, shelf
 from gradio_app.studio import Studio
@@ -121,6 +123,34 @@ def test_stop_keeps_what_was_drawn(studio: Studio) -> None:
     until(lambda: len(list(folder.glob("*.png"))) > 0)
     compare.act(studio, {"do": "stop"})
     until(lambda: compare.reader(folder).refresh().state == "stopped")
+    assert "were drawn" in compare.view(studio)["sentence"]
+
+
+def test_a_large_grid_stays_fast_and_can_be_stopped(studio: Studio) -> None:
+    """Five contenders, eight prompts, three seeds: what a page is sent, how long it takes, and a stop in between."""
+    folder = drawn(studio)
+    asked = yaml.safe_load((folder / "request.yaml").read_text())
+    asked |= {"prompts": [f"a rather long prompt, number {i}" for i in range(8)], "seeds": [1, 2, 3]}
+    asked["contenders"] = [{"label": f"c{i}", "adapter": None, "strength": 1.0} for i in range(5)]
+    asked["contenders"][3] |= {"label": "broken", "adapter": "/far/away/broken.safetensors"}
+    large = studio.workspace.new_comparison()
+    studio.launcher.sample(large, yaml.safe_dump(asked))
+    until(lambda: compare.reader(large).refresh().state == "finished")
+    begun = time.perf_counter()
+    shown = compare.view(studio)
+    took, size = time.perf_counter() - begun, len(json.dumps(shown))
+    print(f"a board of 120 cells: {1000 * took:.0f} ms, {size / 1000:.0f} kB")
+    board = shown["board"]
+    assert len(board["rows"]) == 24 and size < 60_000 and took < 1.0
+    assert [bool(c["refused"]) for c in board["columns"]] == [False, False, False, True, False]
+    assert "away" not in board["columns"][3]["refused"] and "1 contender could not" in shown["sentence"]
+    assert all([bool(cell) for cell in row["cells"]] == [True, True, True, False, True] for row in board["rows"])
+    studio.launcher.command = (*studio.launcher.command[:-1], "0.1")
+    again = studio.workspace.new_comparison()
+    studio.launcher.sample(again, yaml.safe_dump(asked))
+    until(lambda: len(list(again.glob("*.png"))) > 2)
+    compare.act(studio, {"do": "stop"})
+    until(lambda: compare.reader(again).refresh().state == "stopped")
     assert "were drawn" in compare.view(studio)["sentence"]
 
 

@@ -72,7 +72,7 @@ def test_stop_saves_and_resume_goes_on(studio: Studio) -> None:
     until(lambda: reader(folder).refresh().step > at)
     assert reader(folder).start["from_step"] == at
     train.act(studio, folder.name, "stop")
-    train.act(studio, folder.name, "stop")
+    train.act(studio, folder.name, "end")
     until(lambda: reader(folder).refresh().state in ("stopped", "crashed"))
 
 
@@ -97,7 +97,8 @@ def test_second_press_ends_a_run_that_does_not_listen(studio: Studio) -> None:
     train.act(studio, folder.name, "stop")
     assert studio.launcher.stopping(folder)
     assert train.view(studio, folder.name)["buttons"][0]["text"] == "End at once"
-    assert "Ended at once" in train.act(studio, folder.name, "stop")
+    assert "Press again" in train.act(studio, folder.name, "stop"), "a second browser that still says Stop and save"
+    assert "Ended at once" in train.act(studio, folder.name, "end")
     assert not process.is_running() or process.status() == "zombie"
     assert reader(folder).refresh().state == "crashed"
     assert train.view(studio, folder.name)["band"]["headline"] == "You ended it at once."
@@ -222,7 +223,50 @@ CLASSES = {
 """Everything that ends a run, as the fake engine does it by the recipe's name, and the buttons that there are."""
 
 
-@pytest.mark.parametrize("name", CLASSES)
+@pytest.mark.long
+@pytest.mark.parametrize("phase", ["cache pictures", "load", "train"])
+def test_killed_in_any_phase_it_goes_on(studio: Studio, phase: str) -> None:
+    """An app that comes back finds the run as it is; the run, killed too, has a button with which it ends well."""
+    studio.launcher.command = (*studio.launcher.command[:-1], "0.05")
+    folder = started(studio, 60)
+    until(lambda: reader(folder).refresh().phase.get("name") == phase)
+    again = Studio(studio.workspace, LocalLauncher(studio.launcher.command), *_rest(studio))
+    assert train.view(again, pick_run(again, ""))["band"]["state"] == "running"
+    process = again.launcher.process(folder)
+    assert process is not None
+    os.kill(process.pid, signal.SIGKILL)
+    until(lambda: reader(folder).refresh().state == "crashed")
+    shown = train.view(again, folder.name)
+    assert shown["remedies"][0]["key"] == "resume" and "killed" in shown["band"]["headline"]
+    again.launcher.command = (*studio.launcher.command[:-1], "0.001")
+    train.act(again, folder.name, "remedy:resume")
+    train.act(again, folder.name, "remedy:resume")
+    until(lambda: reader(folder).refresh().state == "finished" and not reader(folder).alive)
+    assert again.queue.waiting() == [], "the second press of the same button did not queue the run once more"
+
+
+def test_the_queue_outlives_the_app_and_a_run_that_fails(studio: Studio) -> None:
+    """Order, removal and what is next are on the disk; a failure lets the next one begin."""
+    studio.launcher.command = (*studio.launcher.command[:-1], "0.02")
+    first = started(studio, 300)
+    bad, good, other = (started(studio, 3, name) for name in ("breaks", "good", "other"))
+    assert [e["run"] for e in studio.queue.waiting()] == [bad.name, good.name, other.name]
+    again = Queue(studio.workspace, LocalLauncher(studio.launcher.command))
+    again.move(other.name, -2)
+    again.move(other.name, -1)
+    again.remove(good.name)
+    assert [e["run"] for e in studio.queue.waiting()] == [other.name, bad.name]
+    again.move(bad.name, -1)
+    studio.queue.add(good.name, "run")
+    train.act(studio, first.name, "stop")
+    until(lambda: (again.pump(), not again.waiting() and not reader(good).refresh().alive)[1])
+    assert [reader(f).refresh().state for f in (bad, other, good)] == ["failed", "finished", "finished"]
+    assert reader(bad).start["at"] < reader(other).start["at"] < reader(good).start["at"]
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in ("breaks", "full") else pytest.param(name, marks=pytest.mark.long) for name in CLASSES]
+)
 def test_every_failure_has_buttons_that_mend_it(studio: Studio, name: str) -> None:
     """One sentence without commands, what was saved, one to three buttons; each is pressed, and the run ends well."""
     studio.launcher.command = (*studio.launcher.command[:-1], "0.001")
