@@ -28,11 +28,11 @@ from .prepare import Prepared
 from .progress import progress
 from .recipe import LoraSpec, LycorisSpec, Recipe
 from .seeds import mix
-from .types import Cond, on_device
+from .types import Cond, Parts, on_device
 from .validate import Validator
 
 if TYPE_CHECKING:
-    from .adapters.text import WithText
+    from .adapters.text import TextEncoders, WithText
 
 Say = Callable[..., Any]
 HELD = 4
@@ -64,13 +64,18 @@ def build(ready: Prepared, say: Say) -> Job:
     batches = loader.Loader(
         ready.sampler, store, keys, ready.family, train.seed, train.caption_dropout, train.workers, not tells_all(ready)
     )
-    below = assistants.Assistants(ready.recipe.assistants, ready.family, ready.source, trainer.parts.network)
+    if trainer.tell is None and ready.told_anew:
+        spoken = _speaking(ready, dtype)
+        trainer.tell, trainer.encoders = spoken.tell, spoken.encoders
+    below = assistants.Assistants(
+        ready.recipe.assistants, ready.family, ready.source, trainer.parts.network, trainer.encoders
+    )
     return Job(trainer, batches, _validator(ready, trainer, batches, told, dtype, below), below)
 
 
 def tells_all(ready: Prepared) -> bool:
     """Whether captions are encoded anew in every step and nothing of them is read from the cache."""
-    return getattr(ready.recipe.adapter, "text", None) is not None and ready.family.retells_all
+    return ready.told_anew and ready.family.retells_all
 
 
 def load_trainer(ready: Prepared, dtype: torch.dtype, say: Say = lambda *_, **__: None) -> Trainer:
@@ -86,10 +91,11 @@ def load_trainer(ready: Prepared, dtype: torch.dtype, say: Say = lambda *_, **__
     with quantise.base(family, parts, place, recipe.memory.quantise_skip, say, late=copied):
         adapter = adapters.build(recipe.adapter, family, parts)
         adapters.begin(adapter, recipe.adapter, family, ready.source)
-    inner, tell, groups = adapter, None, []
+    inner, tell, heard, groups = adapter, None, {}, []
     if getattr(recipe.adapter, "text", None) is not None:
         adapter = _with_text(ready, adapter, dtype)
-        tell, groups = adapter.text.tell, _text_groups(recipe, adapter.text.parameters(), adapter.text.stop)
+        tell, heard = adapter.text.tell, adapter.text.encoders
+        groups = _text_groups(recipe, adapter.text.parameters(), adapter.text.stop)
     for component in parts.components.values():  # the denoiser, and a ControlNet beside it
         if isinstance(component, torch.nn.Module):
             component.to(accelerator.device).train()
@@ -112,7 +118,20 @@ def load_trainer(ready: Prepared, dtype: torch.dtype, say: Say = lambda *_, **__
     return Trainer(
         family, parts, adapter, ready.objective, recipe.train.timesteps, shift, stack,
         accelerator.prepare(optimizer), scheduler, accelerator, recipe.train, family.reach(ready.source), tell=tell,
+        encoders=heard,
     )  # fmt: skip
+
+
+def _retelling(ready: Prepared, place: quantise.Place) -> Parts:
+    """What telling captions anew needs, on the device."""
+    wanted = ready.family.retelling_parts(ready.source)
+    return quantise.encoders(ready.family, ready.source, wanted, place, lambda *_, **__: None)
+
+
+def _speaking(ready: Prepared, dtype: torch.dtype) -> TextEncoders:
+    """The text encoders as the cache was filled with them, to be asked again with something over them."""
+    place = quantise.Place(ready.recipe.memory.quantise_text, dtype, ready.device.torch)
+    return adapters.speaking(ready.family, _retelling(ready, place))
 
 
 def _with_text(ready: Prepared, adapter: Adapter, dtype: torch.dtype) -> WithText:
@@ -120,10 +139,7 @@ def _with_text(ready: Prepared, adapter: Adapter, dtype: torch.dtype) -> WithTex
     recipe, family = ready.recipe, ready.family
     assert isinstance(recipe.adapter, LoraSpec | LycorisSpec)
     assert recipe.adapter.text is not None
-    whole = quantise.Place("none", dtype, ready.device.torch)  # what trains is never quantised
-    encoders = quantise.encoders(
-        family, ready.source, family.retelling_parts(ready.source), whole, lambda *_, **__: None
-    )
+    encoders = _retelling(ready, quantise.Place("none", dtype, ready.device.torch))  # what trains is never quantised
     torch.manual_seed(mix(recipe.train.seed, "text adapter"))
     stop = max(1, round((recipe.adapter.text.until or 1.0) * recipe.train.steps))
     both = adapters.with_text(adapter, recipe.adapter, family, encoders, stop)
@@ -301,7 +317,7 @@ def _validator(
     controls, strength = sample_controls(ready), getattr(ready.recipe.adapter, "strength", 1.0)
     return Validator(
         trainer, spec, ready.source, items, conds, negative, dtype, sample_pictures(ready), fps, below.sampling, read,
-        controls, strength,
+        controls, strength, lambda: _speaking(ready, dtype),
     )  # fmt: skip
 
 

@@ -6,7 +6,7 @@ Such an adapter takes back the distillation of a turbo model, for example, so th
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,23 +15,34 @@ from torch import nn
 from .adapters import start
 from .errors import Problem, UserError
 from .family import Family
-from .formats.apply import Applied, over
+from .formats.apply import Applied, over_parts
 from .recipe import AssistantSpec, Recipe
 from .source import Source
 
 
 class Assistants:
-    """The assistants of one run, over its network. hashes: sha256 of each file."""
+    """The assistants of one run, over its networks. hashes: sha256 of each file.
 
-    def __init__(self, specs: Sequence[AssistantSpec], family: Family, source: Source, network: nn.Module) -> None:
+    encoders: part -> text encoder, of all that some assistant changes.
+    """
+
+    def __init__(
+        self,
+        specs: Sequence[AssistantSpec],
+        family: Family,
+        source: Source,
+        network: nn.Module,
+        encoders: Mapping[str, nn.Module] | None = None,
+    ) -> None:
         self.specs = specs
-        self.applied: list[Applied] = []
+        self.applied: list[list[Applied]] = []
         self.hashes: list[str] = []
+        networks = {family.denoiser.removesuffix("_2"): network, **(encoders or {})}
         for i, spec in enumerate(specs):
             path = start.find(spec.path)
             layers = start.layers_of(path, family, source)
             try:
-                self.applied.append(over(network, layers, spec.strength))
+                self.applied.append(over_parts(networks, layers, spec.strength))
             except (ValueError, RuntimeError) as error:
                 raise UserError(
                     f"assistants.{i}: {path} does not fit {family.title} (family {family.name}): {error}; choose an "
@@ -42,13 +53,16 @@ class Assistants:
     @contextmanager
     def sampling(self) -> Iterator[None]:
         """Each at the strength that samples are drawn with."""
-        for applied, spec in zip(self.applied, self.specs, strict=True):
-            applied.strength = spec.sampling
+        self._weigh([spec.sampling for spec in self.specs])
         try:
             yield
         finally:
-            for applied, spec in zip(self.applied, self.specs, strict=True):
-                applied.strength = spec.strength
+            self._weigh([spec.strength for spec in self.specs])
+
+    def _weigh(self, strengths: Sequence[float]) -> None:
+        for applied, strength in zip(self.applied, strengths, strict=True):
+            for one in applied:
+                one.strength = strength
 
     def must_be(self, hashes: Sequence[str]) -> None:
         """Raise `UserError` unless the files are those with which a checkpoint was made."""

@@ -338,6 +338,8 @@ class _Contender:
             self.say("warning", where="contenders", text=leftover)
         if not all(write.plain(layer) for layer in contents.layers):
             return False
+        if any("magnitude" in x.tensors and (speaks or contents.dialect != "diffusers") for x in contents.layers):
+            return False  # the libraries lose DoRA's lengths of text encoders, and of files in others' names
         try:
             self._load(parts, given.path, speaks)
         except (ValueError, LookupError, RuntimeError, OSError, TypeError, AttributeError, AssertionError):

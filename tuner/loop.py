@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor
+from torch import Tensor, nn
 
 from . import timesteps
 from .adapter import Adapter
@@ -39,7 +39,9 @@ class Trainer:
     reach: tuple[float, float] = (0.0, 1.0)
     index: int = 0
     tell: Callable[[Sequence[str], Cond, int], Cond] | None = None
-    """(captions, condition, steps done) → the condition, where text encoders train."""
+    """(captions, condition, steps done) → the condition, where text encoders train or are changed."""
+    encoders: Mapping[str, nn.Module] = field(default_factory=dict)
+    """The text encoders that `tell` asks, by part."""
 
     def __post_init__(self) -> None:
         self.trained = self.adapter.parameters() + self.stack.parameters()
@@ -51,7 +53,7 @@ class Trainer:
             return self.family.predict(self.parts.network, x, t, cond)
 
     def told(self, batch: Batch, part: int = 0) -> Batch:
-        """The batch with what text encoders that train say of its captions now."""
+        """The batch with what text encoders that do not stand still say of its captions now."""
         if self.tell is None:
             return batch
         torch.manual_seed(mix(self.spec.seed, "text", self.index, part))  # dropout

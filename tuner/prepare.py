@@ -52,6 +52,16 @@ class Prepared:
         return cache(partial(self.family.token_counts, tokenizers))
 
     @cached_property
+    def told_anew(self) -> bool:
+        """Whether captions are encoded anew in every step: a text encoder has an adapter, or an assistant over it."""
+        if getattr(self.recipe.adapter, "text", None) is not None:
+            return True
+        try:
+            return any(start.text_parts(one.path, self.family, self.source) for one in self.recipe.assistants)
+        except UserError:  # told by `assistants.problems`
+            return False
+
+    @cached_property
     def trained(self) -> np.ndarray:
         """Places in the plan of what is trained on."""
         return self.plan.having("train", "regularisation")
@@ -334,9 +344,21 @@ def _begun(ready: Prepared, asked: AdapterSpec) -> Iterator[Problem]:
 def _text(ready: Prepared) -> Iterator[Problem]:
     """Training of the text encoders that the family can train: what cannot be, and what it means for the cache."""
     text, family, source = getattr(ready.recipe.adapter, "text", None), ready.family, ready.source
-    if text is None or not family.trainable_text:
+    if not family.trainable_text or not ready.told_anew:
         return
+    method = ready.recipe.memory.quantise_text
+    if method != "none" and family.retells_all:
+        said = (
+            f"memory.quantise_text is {method}, but this run changes the text encoders of {family.name} (adapter.text "
+            "or assistants), which works on plain weights; set memory.quantise_text to none."
+        )
+        yield Problem("error", "memory.quantise_text", said, {"memory.quantise_text": "none"})
     known = ", ".join(family.trainable_text)
+    rest = "nothing of them is cached" if family.retells_all else f"only what {known} does not say of them is cached"
+    if text is None:
+        said = f"An assistant changes the text encoders: captions and prompts are encoded anew in every step, {rest}."
+        yield Problem("note", "assistants", said)
+        return
     if lacking := [p for p in family.trainable_text if not source.has(p)]:
         said = f"adapter.text is set, but source {source.name} has no {', '.join(lacking)}; remove it."
         yield Problem("error", "adapter.text", said)
@@ -344,19 +366,10 @@ def _text(ready: Prepared) -> Iterator[Problem]:
         said = f"adapter.text.parts has {', '.join(strange)}, but {family.name} can train {known}; choose of those."
         yield Problem("error", "adapter.text.parts", said)
     else:
-        rest = (
-            "nothing of them is cached" if family.retells_all else f"only what {known} does not say of them is cached"
-        )
         does = "is held as adapter.start has it" if text.frozen else "trains"
         said = f"{', '.join(text.parts)} {does}: captions and prompts are encoded anew in every step, {rest}."
         yield Problem("note", "adapter.text", said)
-    train, method = ready.recipe.train, ready.recipe.memory.quantise_text
-    if method != "none" and family.retells_all:
-        said = (
-            f"memory.quantise_text is {method}, but adapter.text trains the text encoders of {family.name}, and "
-            "rounded weights do not train; set memory.quantise_text to none."
-        )
-        yield Problem("error", "memory.quantise_text", said, {"memory.quantise_text": "none"})
+    train = ready.recipe.train
     if train.optimizer == "prodigy" and not text.frozen and text.lr != train.lr:
         said = (
             f"adapter.text.lr is {text.lr:g}, but prodigy has one step size for all; set it to train.lr, {train.lr:g}."

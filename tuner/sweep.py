@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -14,18 +14,21 @@ from .formats.layers import Layer
 from .recipe import Sweep
 
 Read = Callable[[Path], Sequence[Layer]]
-"""The layers of an adapter file that are this network's."""
+"""The layers of an adapter file that are of this model."""
 
 
 @contextmanager
-def swept(sweep: Sweep, network: nn.Module, adapter: Adapter, read: Read) -> Iterator[None]:
-    """Within, the network answers as the sweep says; afterwards as before.
+def swept(
+    sweep: Sweep, files: Sequence[Sequence[Layer]], networks: Mapping[str, nn.Module], adapter: Adapter
+) -> Iterator[None]:
+    """Within, the networks answer as the sweep says; afterwards as before.
 
-    Files are read anew each time and held only meanwhile, so that a long list takes no memory from the training.
+    files: the layers of each of its adapters. networks: part -> denoiser or text encoder, of all parts in them.
     """
     with ExitStack() as stack:
-        for one in sweep.adapters:
-            stack.callback(apply.over(network, read(Path(one.path)), one.strength).remove)
+        for one, layers in zip(sweep.adapters, files, strict=True):
+            for applied in apply.over_parts(networks, layers, one.strength):
+                stack.callback(applied.remove)
         if sweep.trained != 1.0:
             stack.enter_context(adapter.scaled(sweep.trained))
         yield

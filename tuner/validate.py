@@ -24,6 +24,10 @@ TIMES = (0.1, 0.3, 0.5, 0.7, 0.9)
 """The noise levels of the validation loss: it moves only when the model does, never with the draw of t."""
 
 
+Tell = Callable[[Sequence[str], Cond, int], Cond]
+"""See `Trainer.tell`."""
+
+
 @dataclass
 class Validator:
     """Draws samples and measures the loss of a trainer without leaving a trace in its state.
@@ -48,6 +52,8 @@ class Validator:
     controls: Sequence[Any] = ()
     """The control picture of each sample (PIL), for a network that looks at one, and how strongly it acts."""
     strength: float = 1.0
+    speaking: Callable[[], Any] | None = None
+    """Loads the text encoders, for sweeps that change them in a run that has them in the cache."""
 
     @contextmanager
     def _watching(self) -> Iterator[None]:
@@ -91,34 +97,48 @@ class Validator:
         said = []
         with self._watching(), sample.as_exported(self.trainer.trained, self.dtype), self.sampling():
             for sweep in (None, *self.spec.sweep):
-                with self._swept(sweep):
-                    said += self._drawn(folder, f"step-{step:06d}", sweep.label if sweep else "")
+                with self._swept(sweep) as tell:
+                    said += self._drawn(folder, f"step-{step:06d}", sweep.label if sweep else "", tell)
         self._move_decoder(torch.device("cpu"))
         return said
 
-    def _swept(self, sweep: Sweep | None) -> AbstractContextManager[None]:
-        if sweep is None:
-            return nullcontext()
-        return swept(sweep, self.trainer.parts.network, self.trainer.adapter, self.read)
+    @contextmanager
+    def _swept(self, sweep: Sweep | None) -> Iterator[Tell | None]:
+        """Within, the model answers as the sweep says; what tells prompts there, None where the cache does.
 
-    def _drawn(self, folder: Path, stem: str, label: str) -> list[dict[str, Any]]:
+        Files are read anew each time and held only meanwhile, so that a long list takes no memory from the training.
+        """
+        if sweep is None:
+            yield self.trainer.tell
+            return
+        family, files = self.trainer.family, [self.read(Path(one.path)) for one in sweep.adapters]
+        tell, encoders = self.trainer.tell, self.trainer.encoders
+        if tell is None and any(layer.part in family.trainable_text for layers in files for layer in layers):
+            assert self.speaking is not None
+            spoken = self.speaking()
+            tell, encoders = spoken.tell, spoken.encoders
+        networks = {family.denoiser.removesuffix("_2"): self.trainer.parts.network, **encoders}
+        with swept(sweep, files, networks, self.trainer.adapter):
+            yield tell
+
+    def _drawn(self, folder: Path, stem: str, label: str, tell: Tell | None) -> list[dict[str, Any]]:
         family, parts = self.trainer.family, self.trainer.parts
-        negative = self._told(self.spec.negative, self.negative) if self.negative is not None else None
+        negative = self._told(self.spec.negative, self.negative, tell) if self.negative is not None else None
         said = []
         for i, prompt in enumerate(self.spec.prompts):
             folder.mkdir(exist_ok=True)
-            request = self._request(i, self._told(prompt, self.prompts[i]), negative)
+            request = self._request(i, self._told(prompt, self.prompts[i], tell), negative)
             name = f"{stem}-{i:02d}" + (f"-{label}" if label else "")
             file = sample.save(sample.draw(family, parts, request), folder / name)
             more = {"sweep": label} if label else {}
             said.append({"prompt": prompt, "file": f"{folder.name}/{file.name}", "seed": self.spec.seed, **more})
         return said
 
-    def _told(self, text: str, cond: Cond) -> Cond:
-        """What text encoders that train say of a prompt now; else what the cache holds."""
-        if self.trainer.tell is None:
+    def _told(self, text: str, cond: Cond, tell: Tell | None) -> Cond:
+        """What text encoders that do not stand still say of a prompt now; else what the cache holds."""
+        if tell is None:
             return cond
-        batch = self.trainer.tell([text], {k: v[None] for k, v in cond.items()}, self.trainer.index)
+        batch = tell([text], {k: v[None] for k, v in cond.items()}, self.trainer.index)
         return {k: v[0] for k, v in batch.items()}
 
     def _request(self, i: int, cond: Cond, negative: Cond | None) -> Request:

@@ -128,7 +128,7 @@ def written(rig: Rig, adapter: Any, folder: Path) -> dict[str, Path]:
     return files
 
 
-QUICK = {("sd1", "lora"), ("sdxl", "lokr"), ("flux1", "dora")}
+QUICK = {("sd1", "lora"), ("flux1", "dora")}
 
 
 @pytest.mark.parametrize(
@@ -174,11 +174,18 @@ REFUSED: dict[tuple[str, str], str] = {}
 """(kind, format) that cannot be gone on from, and what is said."""
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
-    "family", [f if f == "sdxl" else pytest.param(f, marks=pytest.mark.families) for f in FAMILIES]
+    ("family", "kind"),
+    [
+        pytest.param(f, k, marks=[] if (f, k) in (("sdxl", "lora"), ("sd1", "dora")) else pytest.mark.families)
+        for f in FAMILIES
+        for k in ("lora", "dora")
+    ],
 )
 def test_it_draws_what_diffusers_draws_with_the_file(
     family: str,
+    kind: str,
     checkpoint: Callable[..., Path],  # noqa: F811
     elsewhere: Callable[..., Tensor],  # noqa: F811
     tmp_path: Path,
@@ -187,7 +194,7 @@ def test_it_draws_what_diffusers_draws_with_the_file(
     case = all_cases()[family]
     folder = checkpoint(case)
     rig = Rig(case, folder)
-    path = rig.exported(moved(made(rig, SPECS["lora"])), tmp_path)[0].path
+    path = rig.exported(moved(made(rig, SPECS[kind])), tmp_path)[0].path
     other = Rig(case, folder)
     adapter = made(other, understood(path, other, LoraSpec))
     shape = case.shapes[0]
@@ -232,6 +239,7 @@ def first(recipe: Callable[..., Any], tmp_path: Path) -> Path:  # noqa: F811
     return ran(tmp_path, recipe("sdxl", {"rank": 2, "alpha": 5.0}, train={"steps": 2}), "first")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["lora", pytest.param("lycoris", marks=pytest.mark.families)])
 def test_a_run_from_a_run(
     kind: str,

@@ -284,7 +284,7 @@ def test_the_export_draws_the_validation_sample_elsewhere(family: str, recipe, t
             "sdxl",
             {},
             {"memory": {"quantise_text": "int8"}},
-            "memory.quantise_text is int8, but adapter.text trains the text encoders of sdxl",
+            "memory.quantise_text is int8, but this run changes the text encoders of sdxl",
         ),
         ("sdxl", {"lr": 0.5}, {"train": {"optimizer": "prodigy", "lr": 1.0}}, "prodigy has one step size for all"),
         (

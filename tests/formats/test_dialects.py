@@ -16,6 +16,7 @@ from torch import Tensor
 
 from tests.formats.networks import Model, lora, model
 from tests.formats.test_round_trips import ENDINGS, same
+from tuner.errors import UserError
 from tuner.formats import file, fuse
 from tuner.formats.dialects import told, understood
 from tuner.formats.layers import Contents, Layer
@@ -203,7 +204,7 @@ def test_dora_in_both_spellings_and_axes(tmp_path: Path) -> None:
 
 
 def test_peft_itself_is_read(tmp_path: Path) -> None:
-    """What PEFT saves of its own LoRA, DoRA, LoHa and LoKr changes weights as PEFT's merge does."""
+    """What PEFT saves of its own LoRA, DoRA, LoHa, LoKr and OFT changes weights as PEFT's merge does."""
     from copy import deepcopy
 
     for i, config in enumerate((
@@ -211,6 +212,9 @@ def test_peft_itself_is_read(tmp_path: Path) -> None:
         peft.LoraConfig(r=4, lora_alpha=6, use_dora=True, target_modules=["to_q", "conv1"]),
         peft.LoHaConfig(r=3, alpha=5, target_modules=["to_q"]),
         peft.LoKrConfig(r=3, alpha=5, target_modules=["to_q"]),
+        peft.OFTConfig(oft_block_size=4, target_modules=["to_q", "to_out.0", "proj_in"], num_cayley_neumann_terms=7),
+        peft.OFTConfig(oft_block_size=8, target_modules=["to_q"], use_cayley_neumann=False, block_share=True),
+        peft.OFTConfig(r=2, oft_block_size=0, target_modules=["to_k"], coft=True, eps=0.05),
     )):  # fmt: skip
         chosen = model("sd1")
         network = peft.get_peft_model(deepcopy(chosen.networks["unet"]), config)
@@ -222,11 +226,33 @@ def test_peft_itself_is_read(tmp_path: Path) -> None:
         network.save_pretrained(tmp_path / str(i))
         contents = understood(file.read(tmp_path / str(i) / "adapter_model.safetensors"), chosen.places)
         assert not contents.leftover and contents.layers
+        if i > 3:  # OFT: its settings are needed
+            (tmp_path / str(i) / "adapter_config.json").unlink()
+            alone = understood(file.read(tmp_path / str(i) / "adapter_model.safetensors"), chosen.places)
+            assert not alone.layers and len(alone.leftover) == len(contents.layers)
         merged = dict(network.merge_and_unload().named_parameters())
         for x in contents.layers:
             weight = chosen.weight("unet", x.module)
             wanted = merged[f"{x.module}.weight"].detach() - weight
             torch.testing.assert_close(x.delta(weight), wanted, rtol=1e-3, atol=1e-5)
+
+
+def test_older_rotations_are_read_as_what_they_are(tmp_path: Path) -> None:
+    """`oft_diag` holds R itself, `oft_blocks` what R is made of; `set_weight` the weight."""
+    chosen = model("sd1")
+    module = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
+    weight, name = chosen.weight("unet", module), "lora_unet_" + module.replace(".", "_")
+    blocks = torch.randn(4, 4, 4) * 0.2
+    q = blocks - blocks.transpose(1, 2)
+    rotation = torch.linalg.solve(torch.eye(4) - q, torch.eye(4) + q, left=False)
+    wanted = torch.einsum("k n m, k n i -> k m i", rotation, weight.reshape(4, 4, -1)).reshape(weight.shape) - weight
+    for key, value in (("oft_blocks", blocks), ("oft_diag", rotation)):
+        [found] = read(tmp_path, chosen, {f"{name}.{key}": value}).layers
+        torch.testing.assert_close(found.delta(weight), wanted, rtol=1e-4, atol=1e-5)
+    with pytest.raises(UserError, match=r"oft_diag holds no plain rotations"):
+        read(tmp_path, chosen, {f"{name}.oft_diag": torch.zeros(4, 4, 4)})
+    [found] = read(tmp_path, chosen, {f"{name}.set_weight": weight * 3}).layers
+    torch.testing.assert_close(found.delta(weight), weight * 2)
 
 
 def test_what_is_not_understood_is_listed(tmp_path: Path) -> None:
@@ -236,7 +262,7 @@ def test_what_is_not_understood_is_listed(tmp_path: Path) -> None:
         "transformer.transformer_blocks.7.attn.to_q.lora_A.weight": torch.ones(2, 32),
         "transformer.transformer_blocks.7.attn.to_q.lora_B.weight": torch.ones(32, 2),
         "transformer.transformer_blocks.0.attn.to_k.lora_A.weight": torch.ones(2, 32),
-        "transformer.transformer_blocks.0.attn.to_v.set_weight": torch.ones(2),
+        "transformer.transformer_blocks.7.attn.to_v.set_weight": torch.ones(2),
         "transformer.something": torch.ones(2),
     }
     contents = read(tmp_path, chosen, tensors | odd)
@@ -286,8 +312,6 @@ def test_joining_and_taking_apart_are_each_others_inverse(
 
 
 def test_what_cannot_be_taken_apart_is_said(tmp_path: Path) -> None:
-    from tuner.errors import UserError
-
     chosen = model("flux1")
     name = "diffusion_model.double_blocks.0.img_attn.qkv"
     tensors = {f"{name}.lora_down.weight": torch.ones(2, 32), f"{name}.lora_up.weight": torch.ones(96, 2)}
@@ -299,9 +323,9 @@ def test_what_cannot_be_taken_apart_is_said(tmp_path: Path) -> None:
 
 B0 = "diffusion_model.double_blocks.0"
 UNREAD = {
-    "peft's OFT": ("base_model.model.transformer_blocks.0.attn.to_q.oft_R.default.weight", "turns the inputs"),
-    "OneTrainer's OFT": ("lora_transformer_transformer_blocks_0_attn_to_q.oft_R.weight", "turns the inputs"),
-    "FLUX.1's control tools, norms": (f"{B0}.img_attn.norm.key_norm.set_weight", "replaces a weight"),
+    "peft's OFT, unsaid": ("base_model.model.transformer_blocks.0.attn.to_q.oft_R.default.weight", "OFT of the inputs"),
+    "OneTrainer's OFT": ("lora_transformer_transformer_blocks_0_attn_to_q.oft_R.weight", "OFT of the inputs"),
+    "FLUX.1's control tools, norms": (f"{B0}.img_attn.norm.key_norm.set_weight", "no place here"),
     "FLUX.1's control tools, size": ("diffusion_model.img_in.reshape_weight", "widens a layer"),
     "HRA": ("base_model.model.transformer_blocks.0.attn.to_q.hra_u", "but peft reads"),
     "a parameter of Wan": ("diffusion_model.blocks.0.modulation.diff", "belongs to no layer"),

@@ -17,7 +17,7 @@ from ..source import Source
 from ..types import Parts
 
 if TYPE_CHECKING:
-    from .text import WithText
+    from .text import TextEncoders, WithText
 
 
 @dataclass(frozen=True)
@@ -122,6 +122,14 @@ def refused(family: Family) -> dict[tuple[str, str], str]:
             if reason := refuses(family, recipe):
                 found[kind, title] = reason
     return found
+
+
+def speaking(family: Family, parts: Parts) -> TextEncoders:
+    """The text encoders without an adapter of their own, to tell captions with what is put over them.
+
+    parts: what `Family.retelling_parts` names.
+    """
+    return importlib.import_module(f"{__name__}.text").TextEncoders(family, parts, {}, 0)
 
 
 def with_text(inner: Adapter, spec: LoraSpec | LycorisSpec, family: Family, parts: Parts, stop: int) -> WithText:

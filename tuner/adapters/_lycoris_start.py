@@ -94,6 +94,11 @@ def layers_of(spec: LycorisSpec, family: Family, source: Source) -> list[Layer]:
     path = start.find(spec.start)
     layers = start.joined(start.layers_of(path, family, source))
     for layer in layers:
+        if layer.kind not in ALGORITHMS:
+            raise UserError(
+                f"adapter.start: {path} is of the kind {layer.kind}, which no LyCORIS algorithm trains on; bake it "
+                "into a model with `tuner lora bake`, and start from that."
+            )
         odd = {"biased": "IA3 of peft", "bm": "GLoRA with a core"}
         if found := [told for name, told in odd.items() if name in layer.tensors]:
             raise UserError(

@@ -123,6 +123,7 @@ class TextEncoders:
 
 def _published(name: str) -> str:
     """A parameter's stable name as files have it."""
+    name = f"{name}.weight" if name.endswith(f".{write.MAGNITUDE}") else name
     return text_name(*name.split(".", 1))  # type: ignore[arg-type]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -39,6 +39,19 @@ def over(network: nn.Module, layers: Sequence[Layer], strength: float = 1.0) -> 
             applied.handles.append(_one(network, layer, applied))
     except ValueError:
         applied.remove()
+        raise
+    return applied
+
+
+def over_parts(networks: Mapping[str, nn.Module], layers: Sequence[Layer], strength: float = 1.0) -> list[Applied]:
+    """Put `layers` of several networks over them, by their part. Raises `ValueError` as `over` does."""
+    applied: list[Applied] = []
+    try:
+        for part in dict.fromkeys(layer.part for layer in layers):
+            applied.append(over(networks[part], [layer for layer in layers if layer.part == part], strength))
+    except ValueError:
+        for one in applied:
+            one.remove()
         raise
     return applied
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -9,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..errors import UserError
@@ -33,7 +35,10 @@ SUFFIXES: tuple[tuple[re.Pattern[str], str, str], ...] = tuple(
         (r"\.alpha", "", "alpha"),
         (rf"\.hada_(w[12]_[ab]|t[12]){NAME}", "loha", ""),
         (rf"\.lokr_(w[12](?:_[ab])?|t2){NAME}", "lokr", ""),
-        (r"\.oft_(?:blocks|diag)", "oft", "blocks"),
+        (r"\.oft_blocks", "oft", "blocks"),
+        (r"\.oft_diag", "oft", "rotations"),
+        (rf"\.oft_R{NAME}\.weight", "oft_in", "halves"),
+        (r"\.set_weight", "set", "weight"),
         (r"\.rescale", "oft", "rescale"),
         (r"\.(a1|a2|b1|b2|bm)\.weight", "glora", ""),
         (rf"\.ia3_l{NAME}", "ia3", "weight"),
@@ -47,7 +52,9 @@ NEEDED = {
     "lora": ({"down", "up"},),
     "loha": ({"w1_a", "w1_b", "w2_a", "w2_b"},),
     "lokr": ({"w1", "w2"}, {"w1", "w2_a", "w2_b"}, {"w1_a", "w1_b", "w2"}, {"w1_a", "w1_b", "w2_a", "w2_b"}),
-    "oft": ({"blocks"},),
+    "oft": ({"blocks"}, {"rotations"}),
+    "oft_in": ({"halves"},),
+    "set": ({"weight"},),
     "glora": ({"a1", "a2", "b1", "b2"},),
     "ia3": ({"weight"},),
     "diff": ({"weight"}, {"bias"}),
@@ -56,8 +63,9 @@ NEEDED = {
 UNREAD: tuple[tuple[re.Pattern[str], str], ...] = tuple(
     (re.compile(pattern), reason)
     for pattern, reason in (
-        (r"\.oft_R\b", "OFT as peft and OneTrainer write it turns the inputs by a series whose length no key states"),
-        (r"\.set_weight$", "it replaces a weight, and adapters here only add to one"),
+        (r"\.oft_R\b", "OFT of the inputs is read of linear layers, with the settings of peft 0.18 or newer in its "
+         "header or adapter_config.json: no key states the length of the series that it turns by"),
+        (r"\.set_weight$", "it replaces a weight that has no place here"),
         (r"\.reshape_weight$", "it widens a layer, which makes another network of the base"),
         (r"\.(hra_u|miss_block|vera_lambda_[bd]|randlora_\w+|lora_embedding_[AB])\b",
          "no program but peft reads this kind"),
@@ -113,6 +121,9 @@ def understood(file: opened.File, places: Places, as_comfyui: bool = False) -> C
         written[_dialect(dialect, peft)] += 1
         for layer in layers:
             place = _fitting(layer, found, file.path)
+            if not _turns(layer, place):
+                contents.leftover += entry.keys[layer.kind]
+                continue
             try:
                 own = fuse.apart(layer, place)
             except ValueError as error:
@@ -182,18 +193,75 @@ def layers_of(name: str, entry: Entry, path: Path, stated: Metadata) -> Iterator
         if alpha is not None and (alpha.numel() != 1 or alpha.is_complex()):
             raise UserError(f"{path}: the alpha of {name} is no single number; the file is broken, fetch it again.")
         scale = None if alpha is None or kind == "diff" else float(alpha)
-        own = dict(tensors)
-        if kind in ("lora", "loha", "lokr"):
-            if "rows" in entry.common:
-                own["magnitude"] = entry.common["rows"].flatten()
-            elif "magnitude" in entry.common:
-                own["magnitude"] = entry.common["magnitude"]
+        own = {**tensors, **(_magnitude(entry) if kind in ("lora", "loha", "lokr") else {})}
+        if "halves" in own and not (own := _turned_inputs(own["halves"], stated)):
+            continue
+        if kind == "oft" and "rotations" in own:
+            own["blocks"], scale = _halves(own.pop("rotations"), name, path), None
         shown: Kind = "boft" if kind == "oft" and own["blocks"].ndim == 4 else kind  # type: ignore[assignment]
         if kind == "ia3" and "on_input" not in own:  # PEFT keeps the factor itself, LyCORIS what it has over 1
             own = _over_one(own["weight"], name, stated)
         layer = checked(Layer("", name, shown, own, scale), f"{path}: {name}")
         _alpha(layer, path)
         yield layer
+
+
+def _magnitude(entry: Entry) -> dict[str, Tensor]:
+    if "rows" in entry.common:
+        return {"magnitude": entry.common["rows"].flatten()}
+    return {"magnitude": entry.common["magnitude"]} if "magnitude" in entry.common else {}
+
+
+def _halves(rotations: Tensor, name: str, path: Path) -> Tensor:
+    """The blocks B with R = (I + Q)(I - Q)^-1, Q = B - B^T, of rotations R: LyCORIS wrote these as `oft_diag` until
+    2024. Raises `UserError` for what is no rotation."""
+    r = rotations.double()
+    one = torch.eye(r.shape[-1], dtype=r.dtype)
+    if r.ndim != 3 or r.shape[1] != r.shape[2] or (r @ r.transpose(1, 2) - one).abs().max() > 0.05:
+        raise UserError(
+            f"{path}: {name}.oft_diag holds no plain rotations (they were rescaled, or made by the first trials of "
+            "LyCORIS, and nothing in the file tells which); use it with the program that made it."
+        )
+    q = torch.linalg.solve(r + one, r - one)
+    return ((q - q.transpose(1, 2)) / 4).to(torch.float32)
+
+
+def _turned_inputs(vectors: Tensor, stated: Metadata) -> dict[str, Tensor]:
+    """The rotations [n, b, b] of peft's OFT (n = 1 holds for all blocks) from their halves above the diagonal [n, ...].
+
+    {} where the settings do not say how they are made.
+    """
+    size = (math.isqrt(8 * vectors.shape[-1] + 1) + 1) // 2 if vectors.ndim == 2 else 0
+    if size * (size - 1) != 2 * vectors.shape[-1]:  # of b (b - 1) / 2 entries
+        return {}
+    version = [int(n) for n in re.findall(r"\d+", str(stated.get("peft_version", "")))[:2]]
+    if "use_cayley_neumann" not in stated or (stated["use_cayley_neumann"] and version < [0, 18]):
+        return {}
+    q = vectors.new_zeros(len(vectors), size, size, dtype=torch.float32)
+    rows, columns = torch.triu_indices(size, size, 1)
+    q[:, rows, columns] = vectors.float()
+    q = q - q.transpose(1, 2)
+    if stated.get("coft"):
+        most = float(stated.get("eps", 6e-5)) / math.sqrt(len(q))  # type: ignore[arg-type]
+        norm = q.flatten(1).norm(dim=1).reshape(-1, 1, 1)
+        q = torch.where(norm <= most, q, q * (most / norm))
+    one = torch.eye(size).expand_as(q)
+    if not stated["use_cayley_neumann"]:
+        return {"rotations": torch.linalg.solve(one + q, one - q, left=False)}
+    terms, power, total = int(stated.get("num_cayley_neumann_terms", 5)), one, one.clone()  # type: ignore[call-overload]
+    for i in range(1, terms):  # I + 2 Q + 2 Q^2 ... + Q^(terms - 1)
+        power = power @ q
+        total = total + (1 if i == terms - 1 and i > 1 else 2) * power
+    return {"rotations": total}
+
+
+def _turns(layer: Layer, place: Place) -> bool:
+    """Whether what turns inputs fits those of a weight: a linear layer's, or a 1x1 kernel's."""
+    if layer.kind != "oft_in":
+        return True
+    count, size = layer.tensors["rotations"].shape[:2]
+    flat = all(k == 1 for k in place.columns[1:])
+    return bool(place.columns) and flat and place.columns[0] % size == 0 and count in (1, place.columns[0] // size)
 
 
 def _over_one(factor: Tensor, name: str, stated: Metadata) -> dict[str, Tensor]:

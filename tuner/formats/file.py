@@ -203,6 +203,12 @@ def _sensible_setting(key: str, value: Any) -> None:
     if key in ("r", "lora_alpha", "alpha"):
         if value is not None and not (isinstance(value, int | float) and abs(value) < MOST):
             raise ValueError(f"{key} is no number")
+    elif key == "eps":
+        if not (isinstance(value, int | float) and 0 <= value < 1):
+            raise ValueError(f"{key} is no small number")
+    elif key == "num_cayley_neumann_terms":
+        if not (isinstance(value, int) and 1 <= value <= 100):
+            raise ValueError(f"{key} is not between 1 and 100")
     elif key in ("rank_pattern", "alpha_pattern"):
         for pattern, number in (value or {}).items() if isinstance(value, dict | None) else ((None, None),):
             if pattern is None or not (isinstance(number, int | float) and abs(number) < MOST):

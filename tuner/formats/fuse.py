@@ -19,6 +19,8 @@ BY_ROW = {
     "glora": ("b1",),
     "ia3": ("weight",),
     "diff": ("weight", "bias"),
+    "set": ("weight",),
+    "oft_in": (),
 }
 """The tensors of each kind that have a row for each row of the weight; the others are common to all."""
 

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-Kind = Literal["lora", "loha", "lokr", "oft", "boft", "glora", "ia3", "diff"]
+Kind = Literal["lora", "loha", "lokr", "oft", "boft", "oft_in", "glora", "ia3", "diff", "set"]
 
 
 @dataclass(frozen=True)
@@ -26,9 +26,10 @@ class Layer:
     lora, loha, lokr: base_magnitude [out], as ComfyUI takes a magnitude, see `_over_base`.
     oft: blocks [n, s, s], rescale [out, 1, ...]. boft: blocks [stages, n, s, s], rescale. Their alpha is the limit of
     the rotation per output channel, 0 for none.
+    oft_in: rotations [n, b, b] of blocks of input channels (n = 1: the same for all), as peft's OFT has them.
     glora: a1 [in, r], a2 [r, in], b1 [out, r], b2 [r, in, ...], bm (Tucker).
     ia3: weight [out] or [in], and on_input (0 or 1); `biased` where it scales the base's bias too, as peft's does.
-    diff: weight and bias, either may be missing (full difference, norms).
+    diff: weight and bias, either may be missing (full difference, norms). set: the weight itself in its place.
     """
 
     part: str
@@ -205,6 +206,15 @@ def _boft(layer: Layer, t: dict[str, Tensor], weight: Tensor | None) -> Tensor:
     return _rescaled(rows, t, base)
 
 
+def _oft_in(layer: Layer, t: dict[str, Tensor], weight: Tensor | None) -> Tensor:
+    """What comes in is turned block by block before the weight sees it: W R^T (Qiu et al. 2025)."""
+    base = _needed(layer, weight)
+    turns = t["rotations"].transpose(1, 2)
+    rows = base.flatten(1).unflatten(1, (-1, turns.shape[-1]))
+    turned = rows @ turns if len(turns) == 1 else torch.einsum("o n i, n i j -> o n j", rows, turns)
+    return turned.reshape(base.shape) - base
+
+
 def _rescaled(turned: Tensor, t: dict[str, Tensor], base: Tensor) -> Tensor:
     turned = turned.reshape(base.shape)
     if "rescale" in t:
@@ -227,6 +237,11 @@ def _ia3(layer: Layer, t: dict[str, Tensor], weight: Tensor | None) -> Tensor:
     return base * t["weight"].reshape([-1 if i == axis else 1 for i in range(base.ndim)])
 
 
+def _set(layer: Layer, t: dict[str, Tensor], weight: Tensor | None) -> Tensor:
+    base = _needed(layer, weight)
+    return t["weight"].reshape(base.shape) - base
+
+
 def _diff(layer: Layer, t: dict[str, Tensor], weight: Tensor | None) -> Tensor:
     if "weight" in t:
         return t["weight"]
@@ -235,5 +250,5 @@ def _diff(layer: Layer, t: dict[str, Tensor], weight: Tensor | None) -> Tensor:
 
 DELTAS: dict[str, Callable[[Layer, dict[str, Tensor], Tensor | None], Tensor]] = {
     "lora": _lora, "loha": _loha, "lokr": _lokr, "oft": _oft, "boft": _boft, "glora": _glora, "ia3": _ia3,
-    "diff": _diff,
+    "diff": _diff, "oft_in": _oft_in, "set": _set,
 }  # fmt: skip

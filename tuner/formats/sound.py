@@ -20,9 +20,11 @@ AXES: dict[str, dict[str, str]] = {
     "lokr tucker": {"w1": "a c", "w1_a": "a r", "w1_b": "r c", "w2_a": "s b", "w2_b": "s d", "t2": "s s"},
     "oft": {"blocks": "n k k", "rescale": "o"},
     "boft": {"blocks": "m n k k", "rescale": "o"},
+    "oft_in": {"rotations": "n k k"},
     "glora": {"a1": "i r", "a2": "r i", "b1": "o s", "b2": "s i", "bm": "s s"},
     "ia3": {"weight": "w", "on_input": ""},
     "diff": {"weight": "o", "bias": "o"},
+    "set": {"weight": "o", "bias": "o"},
 }
 """What the first axes of a layer's tensors are: the same letter is the same length, `o` and `i` those of the weight."""
 DENSE = 2**30
@@ -73,7 +75,7 @@ def weight_shape(layer: Layer) -> tuple[int, ...]:
         return t["w1_a"].shape[1 if across else 0], t["w1_b"].shape[1], *(t["t1"].shape[2:] if across else ())
     if layer.kind == "lokr":
         return _lokr_shape(t)
-    if layer.kind == "diff" and "weight" in t:
+    if layer.kind in ("diff", "set") and "weight" in t:
         return tuple(t["weight"].shape)
     return ()
 
@@ -111,6 +113,8 @@ def _own_shape(layer: Layer, known: Mapping[str, int]) -> tuple[int, ...]:
     shape = weight_shape(layer)
     if not shape and layer.kind in ("oft", "boft"):
         shape = known["n"] * known["k"], 1
+    elif not shape and layer.kind == "oft_in":
+        shape = 1, known["n"] * known["k"]
     elif not shape and layer.kind == "glora":
         shape = known["o"], known["i"], *layer.tensors["b2"].shape[2:]
     elif not shape and layer.kind == "ia3":

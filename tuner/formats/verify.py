@@ -18,7 +18,7 @@ from . import file as opened
 from .fuse import Weight
 from .layers import Contents, Layer
 from .places import Place, Places, published
-from .write import DTYPES, Layout
+from .write import DTYPES, MAGNITUDE, Layout
 
 COMFYUI_KEYS = re.compile(
     r"\.(?:lora_(?:up|down|mid)\.weight|lora_[AB]\.weight|alpha|dora_scale|hada_(?:w[12]_[ab]|t[12])|"
@@ -76,6 +76,8 @@ def _diffusers(file: opened.File, places: Places, pipeline: Any, layout: Layout)
     lost = len(file.tensors) - len(state)
     if lost:
         raise ValueError(f"diffusers' own conversion leaves out {lost} of its tensors")
+    if deaf := [k for k in file.tensors if k.partition(".")[0] in places.text and k.endswith(f".{MAGNITUDE}")]:
+        raise ValueError(f"transformers' loader does not find {deaf[0]} without .weight behind it")
     converted = replace(file, tensors=state, metadata=file.metadata if stated else {})
     return dialects.understood(converted, places)
 

@@ -58,7 +58,7 @@ def exact(tensors: dict[str, Tensor], precision: str) -> dict[str, Tensor]:
     """
     kept = {}
     for name, value in tensors.items():
-        fine = name.endswith((".alpha", ".dora_scale", ".lora_magnitude_vector"))
+        fine = name.endswith((".alpha", ".dora_scale", MAGNITUDE, f"{MAGNITUDE}.weight"))
         kept[name] = value.detach().to("cpu", torch.float32 if fine else DTYPES[precision]).contiguous()
         if not torch.isfinite(kept[name]).all() and torch.isfinite(value).all():
             raise UserError(f"save.precision is {precision}, which cannot hold the values of {name}; take bf16.")
@@ -90,7 +90,7 @@ def diffusers(layers: Sequence[Layer], layout: Layout, places: Places) -> Sheet:
         before = {"pipeline": f"{part}.", "network": "", "peft": "base_model.model."}[layout]
         for layer in own:
             name = published(layer.module, places.networks[part]) if text else layer.module
-            tensors |= {f"{before}{name}.{key}": value for key, value in _peft_keys(layer)}
+            tensors |= {f"{before}{name}.{key}": value for key, value in _peft_keys(layer, text)}
     header = {"format": "pt", METADATA: json.dumps(stated, default=str)}
     return Sheet(tensors, header, {**config, "base_model_name_or_path": None} if layout == "peft" else None)
 
@@ -102,7 +102,8 @@ def plain(layer: Layer) -> bool:
     return layer.kind == "lora" and not {"mid", "base_magnitude"} & set(layer.tensors) and not columns
 
 
-def _peft_keys(layer: Layer) -> Iterator[tuple[str, Tensor]]:
+def _peft_keys(layer: Layer, text: bool) -> Iterator[tuple[str, Tensor]]:
+    """text: of a text encoder, where transformers' loader finds DoRA's lengths by their full name alone (5.23)."""
     t = layer.tensors
     yield "lora_A.weight", t["down"]
     yield "lora_B.weight", t["up"]
@@ -111,7 +112,10 @@ def _peft_keys(layer: Layer) -> Iterator[tuple[str, Tensor]]:
     if "magnitude" in t:
         vector = t["magnitude"].flatten()
         # a convolution's stands along the second axis, as peft keeps it
-        yield "lora_magnitude_vector", vector if t["down"].ndim == 2 else vector.reshape(1, -1, 1, 1)
+        yield MAGNITUDE + ".weight" * text, vector if t["down"].ndim == 2 else vector.reshape(1, -1, 1, 1)
+
+
+MAGNITUDE = "lora_magnitude_vector"
 
 
 def settings(layers: Sequence[Layer], text: bool = False) -> dict[str, Any]:
@@ -214,7 +218,7 @@ def kohya(layers: Sequence[Layer], places: Places, weight: Weight) -> Sheet:
 def lycoris(layers: Sequence[Layer], places: Places, weight: Weight) -> Sheet:
     """Diffusers' names flattened behind `lycoris_`: what the LyCORIS library itself writes and loads."""
     tensors: dict[str, Tensor] = {}
-    for layer in layers:
+    for layer in [x if x.kind in KEYS else as_difference(x, weight) for x in layers]:
         before = "lycoris_" if layer.part not in places.text else f"lycoris_{layer.part}_"
         name = layer.module.replace(".", "_")
         tensors |= {f"{before}{name}.{key}": value for key, value in _keys(layer)}
