@@ -74,7 +74,7 @@ def refused(names: Names, format: str) -> str:
     return ""
 
 
-def wanted(order: Order, layers: Sequence[Layer], places: Places) -> list[str]:
+def wanted(order: Order, layers: Sequence[Layer]) -> list[str]:
     """The formats that are written; each that the family has but this adapter cannot take is told."""
     if order.wish.formats:
         return [f for f in FORMATS if f in order.wish.formats]
@@ -89,14 +89,12 @@ def wanted(order: Order, layers: Sequence[Layer], places: Places) -> list[str]:
     else:
         possible.append("diffusers")
     parts = {layer.part for layer in layers}
-    biased = [layer for layer in layers if layer.kind == "lora" and "bias" in layer.tensors]
-    lost = places.lost(layer.module for layer in layers if layer.part == places.denoiser)
+    biased = _biased(layers)
     for format, side in (("comfyui", 1), ("kohya", 0)):
         if refused(order.names, format):
             continue
-        if format == "kohya" and (lost or biased):
-            what = lost or f"the bias of {biased[0].module}"
-            order.wish.tell(f"No file for kohya was written: its tools load no adapter of {what}.")
+        if format == "kohya" and biased:
+            order.wish.tell(f"No file for kohya was written: its tools load no bias, such as of {biased}.")
             continue
         homeless = [p for p in parts if p in TEXT and not order.names.text.get(p, ("", ""))[side]]
         if homeless:
@@ -106,9 +104,15 @@ def wanted(order: Order, layers: Sequence[Layer], places: Places) -> list[str]:
     return possible if "diffusers" in possible else [*possible, "lycoris"]
 
 
-def kohya_reads(layer: Layer) -> bool:
-    """Whether kohya's own networks read it: plain factors alone. Everything else is read there through LyCORIS."""
-    return layer.kind == "lora" and set(layer.tensors) == {"down", "up"}
+def _biased(layers: Sequence[Layer]) -> str:
+    """The first module whose LoRA has a bias, which only diffusers and ComfyUI load; "" for none."""
+    return next((layer.module for layer in layers if layer.kind == "lora" and "bias" in layer.tensors), "")
+
+
+def kohya_reads(layers: Sequence[Layer], places: Places) -> bool:
+    """Whether kohya's own networks read all of it: plain factors, in the blocks. LyCORIS within them reads the rest."""
+    plain = all(layer.kind == "lora" and set(layer.tensors) == {"down", "up"} for layer in layers)
+    return plain and not places.lost(layer.module for layer in layers if layer.part == places.denoiser)
 
 
 TEXT = ("text_encoder", "text_encoder_2", "text_encoder_3")
@@ -145,7 +149,7 @@ def files(layers: Sequence[Layer], order: Order) -> list[Written]:
     layers = [_own_name(layer, places) for layer in layers]
     against = verify.Check(layers, places, order.weight, order.wish.precision)
     order.folder.mkdir(parents=True, exist_ok=True)
-    return [_file(layers, order, format, against) for format in wanted(order, layers, places)]
+    return [_file(layers, order, format, against) for format in wanted(order, layers)]
 
 
 def _own_name(layer: Layer, places: Places) -> Layer:
@@ -165,7 +169,7 @@ def _file(layers: Sequence[Layer], order: Order, format: str, against: verify.Ch
         sheet = write.WRITERS[format](layers, against.places, order.weight)
         name = f"{order.wish.name}.safetensors"
     tensors = write.exact(sheet.tensors, order.wish.precision)
-    told = metadata.header(tensors, layers, order.names, order.wish.facts, order.wish.metadata)
+    told = metadata.header(tensors, layers, order.names, order.wish.facts, order.wish.metadata, format)
     target, partial = order.folder / format, order.folder / f".partial-{format}"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -177,8 +181,10 @@ def _file(layers: Sequence[Layer], order: Order, format: str, against: verify.Ch
     shutil.rmtree(target, ignore_errors=True)
     partial.rename(target)
     readers = {**verify.TARGETS, "lycoris": order.lycoris}[format]
-    if format == "kohya" and not all(kohya_reads(layer) for layer in layers):
+    if format == "kohya" and not kohya_reads(layers, against.places):
         readers = order.lycoris
+    if format in ("kohya", "lycoris") and _biased(layers):
+        readers = ()
     if format == "diffusers" and order.layout == "peft":
         readers = ("PEFT",)
     return Written(target / name, format, () if problems else readers, tuple(problems))

@@ -81,8 +81,8 @@ class Names:
     "others"), and of names that files are read by and never written. text_aliases: kohya-like prefix → part, which
     other tools write for a text encoder.
 
-    kohya_lacks: matches the dotted names whose adapters kohya's tools leave out without an error: they look into the
-    blocks only (measured with sd-scripts' own networks).
+    kohya_lacks: matches the dotted names whose adapters kohya's own networks leave out without an error: they look
+    into the blocks only (measured with sd-scripts).
     """
 
     native: tuple[Native, ...] = ()

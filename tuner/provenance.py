@@ -40,7 +40,7 @@ def known(folder: Path, recipe: Recipe, family: Family) -> dict[str, str]:
 def _settings(recipe: Recipe, family: Family) -> dict[str, Any]:
     train = recipe.train
     edges = recipe.media.size or ((recipe.media.resolutions or [0])[0],) * 2
-    size = f"{edges[0]}x{edges[1]}" if edges[0] else "unknown"
+    size = f"{edges[0]}x{edges[1]}" if edges[0] else None
     triggers = list(dict.fromkeys(d.trigger for d in recipe.data if d.trigger))
     said: dict[str, Any] = {
         "ss_output_name": recipe.name,

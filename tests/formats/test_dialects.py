@@ -17,7 +17,7 @@ from torch import Tensor
 from tests.formats.networks import Model, lora, model
 from tests.formats.test_round_trips import ENDINGS, same
 from tuner.errors import UserError
-from tuner.formats import file, fuse
+from tuner.formats import file, fuse, write
 from tuner.formats.dialects import told, understood
 from tuner.formats.layers import Contents, Layer
 from tuner.formats.places import Place
@@ -330,6 +330,10 @@ UNREAD = {
     "HRA": ("base_model.model.transformer_blocks.0.attn.to_q.hra_u", "but peft reads"),
     "a parameter of Wan": ("diffusion_model.blocks.0.modulation.diff", "belongs to no layer"),
     "a parameter of LTX": ("diffusion_model.transformer_blocks.0.scale_shift_table.diff", "belongs to no layer"),
+    "XLabs": ("double_blocks.0.processor.qkv_lora1.down.weight", "diffusers converts it"),
+    "sd-scripts' OFT": ("oft_unet_double_blocks_0_img_attn_qkv.oft_blocks", "counts its limit"),
+    "sparse biases": ("lora_unet_double_blocks_0_img_mlp_0.bias_values", "sparse biases"),
+    "a bundled embedding": ("bundle_emb.word.string_to_param.*", "changes no layer"),
     "what nobody knows": ("diffusion_model.img_in.mystery", ""),
 }
 
@@ -343,3 +347,37 @@ def test_keys_that_are_not_read_are_listed_with_the_reason(kind: str, tmp_path: 
     assert contents.leftover == [key] and len(contents.layers) == len(layers)
     said = told(contents, tmp_path / "a.safetensors")
     assert key in said and reason in said and ("1 of them" in said) == bool(reason)
+
+
+def test_text_encoders_in_lycoris_own_names(tmp_path: Path) -> None:
+    """As we write them, with the part, and as LyCORIS' wrapper of one network does, without."""
+    chosen = model("sdxl")
+    for part in ("text_encoder", "text_encoder_2"):
+        module = next(n for n in chosen.places.networks[part] if n.endswith("1.mlp.fc1"))
+        layer = Layer(part, module, "lora", {"down": torch.randn(2, 16), "up": torch.randn(32, 2)})
+        sheet = write.lycoris([*lora(chosen, ("to_q",)), layer], chosen.places, chosen.weight)
+        contents = read(tmp_path, chosen, write.exact(sheet.tensors, "fp32"))
+        assert not contents.leftover
+        (found,) = [x for x in contents.layers if x.part in chosen.places.text]
+        assert (found.part, found.module) == (part, module)
+    alone = {f"lycoris_{module.replace('.', '_')}.lora_{k}.weight": layer.tensors[k] for k in ("down", "up")}
+    (found,) = read(tmp_path, chosen, alone).layers
+    assert found.module == module
+
+
+def test_what_distilled_clips_models_change_besides_matrices(tmp_path: Path) -> None:
+    """Files such as lightx2v's for Wan: factors, biases and norms beside each other, by the original's names."""
+    chosen = model("wan")
+    block, own = "diffusion_model.blocks.0", chosen.places.networks["transformer"]
+    tensors = {
+        f"{block}.self_attn.q.lora_down.weight": torch.randn(4, 24), f"{block}.self_attn.q.lora_up.weight":
+        torch.randn(24, 4), f"{block}.self_attn.q.diff_b": torch.randn(24), f"{block}.norm3.diff_b": torch.randn(24),
+    }  # fmt: skip
+    norms = {"self_attn.norm_q": "attn1.norm_q", "cross_attn.norm_k": "attn2.norm_k", "norm3": "norm2"}
+    tensors |= {f"{block}.{n}.diff": torch.randn(own[f"blocks.0.{m}"]) for n, m in norms.items()}
+    contents = read(tmp_path, chosen, tensors)
+    assert not contents.leftover
+    changed = {x.module: x for x in contents.layers if x.kind == "diff" and "weight" in x.tensors}
+    assert set(changed) == {f"blocks.0.{m}" for m in norms.values()}
+    for native, module in norms.items():
+        torch.testing.assert_close(changed[f"blocks.0.{module}"].delta(), tensors[f"{block}.{native}.diff"])

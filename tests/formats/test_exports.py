@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +17,7 @@ import torch
 import yaml
 from PIL import Image
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from tests.engine.test_runs import pictures
 from tests.formats.networks import lora, model
@@ -22,7 +25,7 @@ from tests.tiny import build
 from tuner import export, families, jobs, prepare, recipe
 from tuner.__main__ import main
 from tuner.events import follow
-from tuner.formats import verify, write
+from tuner.formats import metadata, write
 from tuner.formats.layers import Layer
 
 
@@ -169,21 +172,20 @@ def test_an_export_that_does_not_load_is_told_by_the_exit_code(
         ("sdxl", ("time_embedding.linear_1", "to_q"), "time_embed.0"),
     ],
 )
-def test_layers_that_kohyas_tools_leave_out(family: str, endings: tuple[str, ...], name: str, tmp_path: Path) -> None:
-    """Measured with sd-scripts' own networks: they look for adapters in the blocks, and say nothing of the rest."""
+def test_layers_that_kohyas_own_networks_leave_out(
+    family: str, endings: tuple[str, ...], name: str, tmp_path: Path
+) -> None:
+    """Measured with sd-scripts' networks: they look for adapters in the blocks, and say nothing of the rest. LyCORIS
+    looks everywhere."""
     chosen = model(family)
     layers = lora(chosen, endings)
-    path = tmp_path / "a.safetensors"
-    save_file(write.exact(write.kohya(layers, chosen.places, chosen.weight).tensors, "fp32"), path)
-    check = verify.Check(layers, chosen.places, chosen.weight, "fp32")
-    (said,) = verify.check(path, "kohya", check)
-    assert said.startswith("3 keys have no place in kohya-style tools, such as lora_unet_" + name.replace(".", "_"))
-    told: list[str] = []
-    wish = export.Wish(tell=told.append)
-    order = export.Order(tmp_path, chosen.places.names, chosen.networks, None, "pipeline", wish)
-    assert "kohya" not in export.wanted(order, layers, chosen.places)
-    assert told == [f"No file for kohya was written: its tools load no adapter of {name}."]
-    assert "kohya" in export.wanted(order, [x for x in layers if x.module.endswith("to_q")], chosen.places)
+    wish = export.Wish(formats=("kohya",))
+    order = export.Order(tmp_path, chosen.places.names, chosen.networks, None, "network", wish)
+    (whole,) = export.files(layers, order)
+    assert whole.loads_in == ("lycoris-lora",) and not whole.problems
+    assert chosen.places.lost(x.module for x in layers) == name
+    (inside,) = export.files([x for x in layers if x.module.endswith("to_q")], order)
+    assert inside.loads_in == ("kohya-style tools",)
 
 
 def test_what_is_more_than_two_factors_is_not_said_to_load_in_kohyas_own_networks(tmp_path: Path) -> None:
@@ -201,8 +203,9 @@ def test_what_is_more_than_two_factors_is_not_said_to_load_in_kohyas_own_network
         (file,) = export.files(layers, order(formats=("kohya",)))
         found[name] = file.loads_in
     assert found == {"plain": ("kohya-style tools",), "dora": ("lycoris-lora",)}
-    assert "kohya" not in export.wanted(order(), biased, chosen.places)
-    assert "the bias of" in told[-1]
+    assert not export.files(biased, order(formats=("kohya",)))[0].loads_in
+    assert "kohya" not in export.wanted(order(), biased)
+    assert "load no bias" in told[-1]
 
 
 def test_lycoris_finds_an_alpha_in_every_file(tmp_path: Path) -> None:
@@ -216,3 +219,24 @@ def test_lycoris_finds_an_alpha_in_every_file(tmp_path: Path) -> None:
     key = f"lora_unet_{name.replace('.', '_')}"
     module = make_module(*get_module(tensors, key), key, chosen.networks["unet"].get_submodule(name))
     torch.testing.assert_close(module.get_weight(chosen.weight("unet", name).shape), whole.delta())
+
+
+@pytest.mark.parametrize("format", ["diffusers", "comfyui", "kohya"])
+def test_the_header_is_as_modelspec_wants_it(run: Path, format: str) -> None:
+    """Version 1.0.1: what a file must have; forms of sizes, times and hashes (of all that follows the header)."""
+    path = next((run / "export" / format).glob("*.safetensors"))
+    said, raw = header(path), path.read_bytes()
+    start = 8 + int.from_bytes(raw[:8], "little")
+    assert said["modelspec.hash_sha256"] == "0x" + hashlib.sha256(raw[start:]).hexdigest()
+    assert said["modelspec.sai_model_spec"] == "1.0.1" and said["modelspec.title"] == "a run"
+    assert format in said["modelspec.implementation"].lower() or format == "kohya"
+    assert re.fullmatch(r"\d+x\d+", said["modelspec.resolution"])
+    assert datetime.fromisoformat(said["modelspec.date"]).tzinfo is not None
+
+
+@pytest.mark.parametrize("resolution", [None, "unknown", "None"])
+def test_a_size_that_is_none_is_left_out(resolution: str | None) -> None:
+    chosen = model("flux1")
+    facts = {} if resolution is None else {"modelspec.resolution": resolution}
+    said = metadata.header({}, lora(chosen, ("to_q",)), chosen.places.names, facts, "full", "diffusers")
+    assert "modelspec.resolution" not in said

@@ -28,13 +28,14 @@ PICTURE_PARTS = ("image_encoder", "image_processor")
 
 
 ATTENTION_NAMES = {"q": "to_q", "k": "to_k", "v": "to_v", "o": "to_out.0"}
+NORMS = {"norm_q": "norm_q", "norm_k": "norm_k"}
 NAMES = Names(
     native=(
-        *renamed("blocks.{}.self_attn.", "blocks.{}.attn1.", ATTENTION_NAMES),
-        *renamed("blocks.{}.cross_attn.", "blocks.{}.attn2.", ATTENTION_NAMES),
+        *renamed("blocks.{}.self_attn.", "blocks.{}.attn1.", {**ATTENTION_NAMES, **NORMS}),
+        *renamed("blocks.{}.cross_attn.", "blocks.{}.attn2.", {**ATTENTION_NAMES, **NORMS}),
         # 2.1 image-to-video
         *renamed("blocks.{}.cross_attn.", "blocks.{}.attn2.", {"k_img": "add_k_proj", "v_img": "add_v_proj"}),
-        *renamed("blocks.{}.", "blocks.{}.", {"ffn.0": "ffn.net.0.proj", "ffn.2": "ffn.net.2"}),
+        *renamed("blocks.{}.", "blocks.{}.", {"ffn.0": "ffn.net.0.proj", "ffn.2": "ffn.net.2", "norm3": "norm2"}),
         *renamed(
             "",
             "",

@@ -71,6 +71,10 @@ UNREAD: tuple[tuple[re.Pattern[str], str], ...] = tuple(
          "no program but peft reads this kind"),
         (r"(modulation|scale_shift_table|_table|pos_embed|_token)\.(diff|w_norm)$",
          "it changes a parameter that belongs to no layer"),
+        (r"\.processor\.(qkv|proj)_lora[12]?\.", "XLabs' own layout for FLUX.1; diffusers converts it"),
+        (r"^oft_unet_", "sd-scripts' own OFT counts its limit and its blocks in another way than all others"),
+        (r"\.bias_(indices|values|size)$", "LyCORIS' sparse biases are no longer written by anything"),
+        (r"^bundle_emb\.", "it is a learned word (textual inversion) and changes no layer"),
     )
 )  # fmt: skip
 """Keys of adapters that are known and still not read, and why."""
@@ -111,8 +115,8 @@ def understood(file: opened.File, places: Places, as_comfyui: bool = False) -> C
     contents, written = Contents([], file.metadata, leftover), Counter[str]()
     for name, entry in entries.items():
         found, dialect = places.candidates(name)
-        layers = list(layers_of(name, entry, file.path, stated))
-        if not found or not layers:
+        layers = list(layers_of(name, entry, file.path, stated)) if found else []
+        if not layers:
             contents.leftover += [k for keys in entry.keys.values() for k in keys]
             continue
         used = {k for layer in layers for k in entry.keys[_family_kind(layer.kind)]}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -21,17 +22,29 @@ MINIMUM = frozenset(
 """Without these, converters and web UIs do not know what a file is."""
 PRIVATE = frozenset(
     {
-        "ss_dataset_dirs", "ss_tag_frequency", "ss_training_comment", "ss_sd_model_name", "ss_session_id",
-        "ss_training_started_at", "ss_training_finished_at", "modelspec.description",
+        "ss_dataset_dirs", "ss_datasets", "ss_reg_dataset_dirs", "ss_tag_frequency", "ss_training_comment",
+        "ss_sd_model_name", "ss_session_id", "ss_training_started_at", "ss_training_finished_at",
+        "modelspec.description",
     }
 )  # fmt: skip
 """What names folders, quotes captions or comments, or tells when someone worked: left out of files made to share."""
 
 
+SIZE = re.compile(r"\d+x\d+")
+CODEBASES = {
+    "diffusers": "diffusers",
+    "comfyui": "https://github.com/comfyanonymous/ComfyUI",
+    "kohya": "https://github.com/kohya-ss/sd-scripts",
+    "lycoris": "https://github.com/KohakuBlueleaf/LyCORIS",
+}
+"""Format → whose names the keys are: `modelspec.implementation`."""
+
+
 def header(
-    tensors: Mapping[str, Tensor], layers: Sequence[Layer], names: Names, facts: Mapping[str, str], choice: Choice
-) -> dict[str, str]:
-    """The header's lines. facts: what is known of the training (`ss_*`, `modelspec.*`), as text.
+    tensors: Mapping[str, Tensor], layers: Sequence[Layer], names: Names, facts: Mapping[str, str], choice: Choice,
+    format: str,
+) -> dict[str, str]:  # fmt: skip
+    """The header's lines. facts: what is known of the training (`ss_*`, `modelspec.*`), as text. format: whose keys.
 
     Every `ss_*` value is Python's own text of it ("True", not "true"), since web UIs compare with that.
     """
@@ -42,13 +55,14 @@ def header(
     said |= {
         "modelspec.sai_model_spec": "1.0.1",
         "modelspec.architecture": f"{names.architecture}/lora",
-        "modelspec.implementation": "diffusers",
-        "modelspec.date": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S"),
+        "modelspec.implementation": CODEBASES[format],
+        "modelspec.date": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         "modelspec.hash_sha256": f"0x{hashed['sshs_model_hash']}",
         "modelspec.title": facts.get("modelspec.title") or facts.get("ss_output_name") or "adapter",
         **hashed,
     }
-    said.setdefault("modelspec.resolution", "unknown")
+    if not SIZE.fullmatch(said.get("modelspec.resolution", "")):  # adapters may leave it out, and sounds have none
+        said.pop("modelspec.resolution", None)
     return {k: v for k, v in said.items() if choice == "full" or k not in PRIVATE}
 
 

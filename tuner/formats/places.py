@@ -81,11 +81,11 @@ class Places:
         return self._once({"native": self.native, "others": self.others}.get(self.names.kohya, {}))
 
     def kohya_lacks(self, name: str) -> bool:
-        """Whether kohya's tools do not load what a file has for this dotted name of theirs."""
+        """Whether kohya's own networks do not load what a file has for this dotted name of theirs."""
         return re.fullmatch(self.names.kohya_lacks, name) is not None
 
     def lost(self, modules: Iterable[str]) -> str:
-        """The first of these modules, by kohya's name, whose adapter its tools do not load; "" for none."""
+        """The first of these modules, by kohya's name, whose adapter its networks leave out; "" for none."""
         changed = set(modules)
         lacking = (n for n, place in self.kohya().items() if self.kohya_lacks(n) and changed & set(place.modules))
         return next(lacking, "")

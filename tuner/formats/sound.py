@@ -38,9 +38,15 @@ def checked(layer: Layer, where: str) -> Layer:
     for size in shape:
         total *= size
     if total > DENSE:
-        raise UserError(f"{where} is made for a weight of shape {list(shape)}, which no network has; {AGAIN}.")
+        raise UserError(
+            f"{where} is made for a weight of shape {list(shape)}, which no network has; the file is broken, fetch it "
+            "again."
+        )
     if not fits(layer, shape):
-        raise UserError(f"{where} has tensors of shapes {_shown(layer)}, which change no weight; {AGAIN}.")
+        raise UserError(
+            f"{where} has tensors of shapes {_shown(layer)}, which change no weight; the file is broken, fetch it "
+            "again."
+        )
     return layer
 
 
@@ -49,7 +55,9 @@ def fractions(tensors: Mapping[str, Tensor], where: str) -> None:
     for name, value in tensors.items():
         if not value.is_floating_point() and (name != "on_input" or value.is_complex()):
             kind = str(value.dtype).removeprefix("torch.")
-            raise UserError(f"{where} keeps {name} as {kind}, where an adapter has fractions; {AGAIN}.")
+            raise UserError(
+                f"{where} keeps {name} as {kind}, where an adapter has fractions; the file is broken, fetch it again."
+            )
 
 
 def fits(layer: Layer, shape: tuple[int, ...]) -> bool:
@@ -59,9 +67,6 @@ def fits(layer: Layer, shape: tuple[int, ...]) -> bool:
         return all(_long(layer, shape))
     except (RuntimeError, IndexError, ValueError):
         return False
-
-
-AGAIN = "the file is broken, fetch it again"
 
 
 def weight_shape(layer: Layer) -> tuple[int, ...]:
@@ -104,7 +109,10 @@ def _lengths(layer: Layer, where: str) -> dict[str, int]:
         for letter, size in zip(letters, shape, strict=False):
             agree = agree and known.setdefault(letter, size) == size
         if not agree:
-            raise UserError(f"{where} has tensors of shapes {_shown(layer)}, whose sizes do not agree; {AGAIN}.")
+            raise UserError(
+                f"{where} has tensors of shapes {_shown(layer)}, whose sizes do not agree; the file is broken, fetch "
+                "it again."
+            )
     return known
 
 

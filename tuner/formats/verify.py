@@ -120,7 +120,7 @@ def accepted(format: str, places: Places) -> set[str]:
     if format == "comfyui":
         tabled = places.comfyui().items()
         return {*names, *(f"{places.names.prefix}{name}" for name, place in tabled if _named(name, place, places))}
-    flat = {f"lora_unet_{name.replace('.', '_')}" for name in places.kohya() if not places.kohya_lacks(name)}
+    flat = {f"lora_unet_{name.replace('.', '_')}" for name in places.kohya()}
     return flat | {_flat_text(n) for n in names}
 
 

@@ -140,7 +140,7 @@ def fits(file: opened.File) -> list[str]:
 
 NATIVE = re.compile(r"(model\.)?diffusion_model\.")
 """Stands before names of the original network alone."""
-TEXT = re.compile(r"(lora_te\d?_|text_encoders?[._\d]|lora_te\d?\b)")
+TEXT = re.compile(r"(lycoris_text_encoder|lora_te\d?_|text_encoders?[._\d]|lora_te\d?\b)")
 PREFIX = re.compile(
     r"^(base_model\.model\.)?(diffusion_model\.|model\.diffusion_model\.|transformer\.|unet\.|prior\.|lora_unet_|"
     r"lora_transformer_|lora_prior_unet_|lycoris_)?"

@@ -156,8 +156,17 @@ def _written(
     reading = max((k.error for k in found), default=0.0)
     return {
         "out": str(out), "dialect": order.to, "precision": order.precision, "family": model.family.name, "made": made,
-        "read_back": reading, "warnings": _leftover(read),
+        "read_back": reading, "warnings": [*_leftover(read), *_lost(layers, model, order)],
     }  # fmt: skip
+
+
+def _lost(layers: Sequence[Layer], model: Model, order: Order) -> list[str]:
+    """What kohya's own networks would leave out of the new file without a word."""
+    own = [layer.module for layer in layers if layer.part == model.places.denoiser]
+    lost = model.places.lost(own) if order.to == "kohya" else ""
+    return (
+        [f"kohya's own networks leave out what the file has for {lost}; LyCORIS within them loads it."] if lost else []
+    )
 
 
 def _leftover(read: Sequence[tuple[Path, Contents]]) -> list[str]:

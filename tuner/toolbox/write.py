@@ -58,9 +58,6 @@ def adapter(layers: Sequence[Layer], model: Model, target: Path, order: Order, s
             raise UserError(f"ComfyUI does not read adapters of {model.family.name}; take --to diffusers.")
         if order.to == "kohya" and not model.places.names.kohya:
             raise UserError(f"kohya-style tools do not know {model.family.name}; take --to diffusers or comfyui.")
-        own = [layer.module for layer in layers if layer.part == model.places.denoiser]
-        if order.to == "kohya" and (lost := model.places.lost(own)):
-            raise UserError(f"kohya-style tools load no adapter of {lost}; take --to diffusers or comfyui.")
         sheet = write.WRITERS[order.to](layers, model.places, model.weight)
     if sheet.config is not None and target.name != write.PEFT_FILE:
         raise UserError(
@@ -69,7 +66,7 @@ def adapter(layers: Sequence[Layer], model: Model, target: Path, order: Order, s
         )
     tensors = write.exact(sheet.tensors, order.precision)
     facts = kept(said, order.metadata)
-    told = metadata.header(tensors, layers, model.places.names, facts, order.metadata)
+    told = metadata.header(tensors, layers, model.places.names, facts, order.metadata, order.to)
     header = {"format": "pt", **told, **sheet.metadata}
     with ExitStack() as stack:
         if sheet.config is not None:  # beside the file, and like it whole or not at all
