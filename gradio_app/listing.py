@@ -104,7 +104,7 @@ def _comparison(folder: Path, seen: Reader) -> dict[str, Any]:
     made = next((str(e["file"]) for e in seen.samples if e.get("file")), "")
     return {
         "kind": "compare", "family": str(asked.get("family") or ""), "picture": str(folder / made) if made else "",
-        "about": f"{count(len(columns), 'contender')}, {count(len(prompts), 'prompt')}",
+        "about": f"{count(len(columns), 'contender')} · {count(len(prompts), 'prompt')}",
     }  # fmt: skip
 
 

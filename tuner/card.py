@@ -21,6 +21,7 @@ TASKS = {
     ("video", "image_to_video"): "image-to-video",
     ("audio", "generate"): "text-to-audio",
 }
+UNSEEN = re.compile("[\\x00-\\x1f\\x7f-\\x9f\\u202a-\\u202e\\u2066-\\u2069]")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -81,9 +82,9 @@ def _head(facts: Facts) -> dict[str, Any]:
             if facts.base:
                 head["license_link"] = f"{licences.HUB}/{facts.base}"
     if word := _trigger(recipe):
-        head["instance_prompt"] = word
+        head["instance_prompt"] = plain(word)
     if facts.shown:
-        head["widget"] = [{"text": prompt or "-", "output": {"url": file}} for prompt, file in facts.shown]
+        head["widget"] = [{"text": plain(prompt) or "-", "output": {"url": file}} for prompt, file in facts.shown]
     return head
 
 
@@ -100,7 +101,7 @@ def _about(facts: Facts) -> str:
 def _loading(facts: Facts) -> str:
     if _kind(facts.recipe) != "lora" or not facts.weights or not facts.base:
         return ""
-    word = _trigger(facts.recipe) or "a picture"
+    word = _code(_trigger(facts.recipe)) or "a picture"
     code = [
         "import torch",
         "from diffusers import DiffusionPipeline",
@@ -153,9 +154,14 @@ def _trigger(recipe: dict[str, Any]) -> str:
     return next((word for word in words if word), "")
 
 
+def plain(text: str) -> str:
+    """A text in one line, without control characters and those that turn the direction of writing."""
+    return " ".join(UNSEEN.sub("", " ".join(text.split())).split())
+
+
 def _code(text: str) -> str:
-    return " ".join(text.replace("`", "'").split())
+    return plain(text).replace("`", "'")
 
 
 def _cell(value: Any) -> str:
-    return " ".join(str(value).replace("|", "/").split())
+    return plain(str(value)).replace("|", "/").replace("<", "&lt;")

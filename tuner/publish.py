@@ -33,6 +33,8 @@ PICTURES = {".png", ".jpg", ".jpeg", ".webp"}
 CLIPS = {".mp4", ".webm", ".wav", ".flac", ".mp3", ".ogg"}
 MOST_SAMPLES = 12
 HEADER = 100_000_000
+UNREACHED = {"TransportError", "ConnectionError", "TimeoutError"}
+"""Names of the kinds of errors that mean: no answer came."""
 Say = Callable[..., Any]
 
 
@@ -53,10 +55,12 @@ class Request:
 
 @dataclass(frozen=True)
 class Part:
-    """One file to be sent. name: its path in the repository. path: what is read on this machine."""
+    """One file to be sent. name: its path in the repository. path: what is read on this machine. origin: of a sample,
+    the file in the run that it was made of."""
 
     name: str
     path: Path
+    origin: str = ""
 
     @property
     def size(self) -> int:
@@ -71,12 +75,15 @@ class Parcel:
     card: str
     parts: list[Part] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    shown: list[dict[str, str]] = field(default_factory=list)
+    """Samples on the card: prompt, and `from`: the file in the run that each was made of."""
 
     def as_dict(self, request: Request) -> dict[str, Any]:
         """For `--dry-run` and the app."""
         files = [{"name": part.name, "size": part.size} for part in self.parts]
         return {"repo": request.repo, "private": request.private, "files": files,
-                "size": sum(f["size"] for f in files), "card": self.card, "notes": self.notes}  # fmt: skip
+                "size": sum(f["size"] for f in files), "card": self.card, "notes": self.notes,
+                "shown": self.shown}  # fmt: skip
 
 
 def main(request: Request, folder: Path | None = None, dry: bool = False) -> int:
@@ -138,7 +145,8 @@ def pack(request: Request, folder: Path) -> Parcel:
     readme = folder / "parcel" / "README.md"
     readme.parent.mkdir(parents=True, exist_ok=True)
     readme.write_text(text, encoding="utf-8")
-    return Parcel(text, [Part("README.md", readme), *parts, *(part for _, part in shown)], notes)
+    files = [Part("README.md", readme), *parts, *(part for _, part in shown)]
+    return Parcel(text, files, notes, [{"prompt": prompt, "from": part.origin} for prompt, part in shown])
 
 
 def _recipe(path: Path) -> dict[str, Any]:
@@ -230,7 +238,7 @@ def _samples(run: Path, parcel: Path, step: int) -> list[tuple[str, Part]]:
             continue
         clean = _clean(path, parcel / "samples" / str(len(made)))
         if clean is not None:
-            made.append((str(entry.get("prompt") or ""), Part(f"samples/{clean.name}", clean)))
+            made.append((str(entry.get("prompt") or ""), Part(f"samples/{clean.name}", clean, str(entry["file"]))))
     return made
 
 
@@ -280,30 +288,56 @@ def send(request: Request, folder: Path, say: Say) -> dict[str, Any]:
     hub = importlib.import_module("huggingface_hub")
     if not hub.get_token():
         raise UserError("There is no token: run `hf auth login`, set HF_TOKEN, or enter one in the app.")
-    try:
-        return _sent(request, parcel, hub, say)
-    except (OSError, ValueError, importlib.import_module("huggingface_hub.errors").HTTPError) as error:
-        raise UserError(trouble(error, request.repo)) from None
+    return _sent(request, parcel, hub, say)
 
 
 def _sent(request: Request, parcel: Parcel, hub: Any, say: Say) -> dict[str, Any]:
-    api = hub.HfApi()
-    api.whoami()
-    api.create_repo(request.repo, private=request.private, exist_ok=request.update)
-    if request.update:
-        say("note", text="The repository existed already; its visibility stays as it is.")
-    parts = [hub.CommitOperationAdd(part.name, str(part.path)) for part in parcel.parts]
-    for done, part in enumerate(parts):
-        say("phase", name="upload", done=done, of=len(parts))
-        api.preupload_lfs_files(request.repo, [part])
-    api.create_commit(request.repo, parts, commit_message=request.message)
+    api, stage = hub.HfApi(), "create"
+    url = f"{api.endpoint}/{request.repo}"
+    try:
+        api.whoami()
+        api.create_repo(request.repo, private=request.private, exist_ok=request.update)
+        stage = "upload"
+        if request.update:
+            say("note", text="The repository existed already; its visibility stays as it is.")
+        else:
+            say("made", repo=request.repo)
+        parts = [hub.CommitOperationAdd(part.name, str(part.path)) for part in parcel.parts]
+        for done, part in enumerate(parts):
+            say("phase", name="upload", done=done, of=len(parts))
+            api.preupload_lfs_files(request.repo, [part])
+        stage = "commit"
+        api.create_commit(request.repo, parts, commit_message=request.message)
+    except (OSError, ValueError, RuntimeError, importlib.import_module("huggingface_hub.errors").HTTPError) as error:
+        told = _cause(error)
+        raise UserError(f"{trouble(told, request.repo, stage)}{_aftermath(told, stage, request, url)}") from None
     say("phase", name="upload", done=len(parts), of=len(parts))
-    return {"url": f"{api.endpoint}/{request.repo}"}
+    return {"url": url}
 
 
-def trouble(error: BaseException, repo: str) -> str:
-    """What went wrong at the Hub, as one sentence with the way out. Nothing of the answer is repeated."""
-    status = getattr(getattr(error, "response", None), "status_code", None)
+def _cause(error: BaseException) -> BaseException:
+    """What lies behind an error that only says that something failed."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if _status(seen) is not None or _kinds(seen) & UNREACHED:
+            return seen
+        seen = seen.__cause__ or seen.__context__
+    return error
+
+
+def _status(error: BaseException) -> int | None:
+    return getattr(getattr(error, "response", None), "status_code", None)
+
+
+def _kinds(error: BaseException) -> set[str]:
+    return {base.__name__ for base in type(error).__mro__}
+
+
+def trouble(error: BaseException, repo: str, stage: str = "create") -> str:
+    """What went wrong at the Hub, as one sentence with the way out. Nothing of the answer is repeated.
+
+    stage: create (the repository), upload (the large files) or commit (all of it)."""
+    status = _status(error)
     known = {
         401: "The Hub does not know this token. Make a new one with write access at huggingface.co/settings/tokens.",
         403: f"This token may not write to {repo}. Choose your own name as owner, or a token with write access.",
@@ -312,16 +346,27 @@ def trouble(error: BaseException, repo: str) -> str:
         413: "The Hub refused the upload because it is too large or your storage is full; make room there first.",
         429: "The Hub asks to slow down; try again in some minutes.",
     }
+    if status == 409 and stage != "create":
+        return f"Somebody else changed {repo} at the same time; try again."
     if status in known:
         return known[status]
     if status is not None:
         return f"The Hub answered with an error ({status}); nothing is lost here, try again later."
-    names = {base.__name__ for base in type(error).__mro__}
+    names = _kinds(error)
     if "OfflineModeIsEnabled" in names:
         return "This machine is set to stay offline (HF_HUB_OFFLINE); unset that to publish."
-    if names & {"TransportError", "ConnectionError", "TimeoutError"}:
+    if names & UNREACHED:
         return "The Hub cannot be reached; check the network and try again. Nothing was changed here."
     return f"The upload failed ({type(error).__name__}); try again, and update huggingface_hub if it goes on."
+
+
+def _aftermath(error: BaseException, stage: str, request: Request, url: str) -> str:
+    """What is left on the Hub of an upload that failed: nothing, an empty repository, or perhaps all of it."""
+    if stage == "commit" and (_status(error) or 500) >= 500:
+        return f" The answer to the last step was lost, so the files may be there all the same: look at {url} first."
+    if stage == "create" or request.update:
+        return ""
+    return f" {request.repo} was made and is still empty: send into it as one that exists, or delete it on the Hub."
 
 
 def _watched(folder: Path, work: Callable[[Say], dict[str, Any]]) -> int:

@@ -61,7 +61,7 @@ Tuner.holdings = (element, trigger, props, watch, upload) =>
       trigger("openitem", { kind: item.kind, name: item.name, tab });
       go(tab);
     };
-    const NAMES = { run: "Run", dataset: "Data set", adapter: "Adapter from elsewhere", export: "Export",
+    const NAMES = { run: "Run", dataset: "Data set", adapter: "Adapter from elsewhere", export: "Exported files",
       compare: "Comparison", job: "Job" };
     const PICTURES = { run: "image", dataset: "image", adapter: "upload", export: "down", compare: "image", job: "check" };
     const ways = (item) =>
@@ -186,7 +186,7 @@ Tuner.holdings = (element, trigger, props, watch, upload) =>
 
     // -- the pages over it, each with an address of its own ------------------------------------------------------------
     const over = Tuner.outgoing(trigger);
-    let asked = new URL(window.location.href).searchParams.get("page");
+    let asked = new URL(window.location.href).searchParams.get("open");
     return (now) => {
       value = now;
       list.hidden = Boolean(now.page);
@@ -199,7 +199,7 @@ Tuner.holdings = (element, trigger, props, watch, upload) =>
       if (part.draw("page", now.page, over) && now.page) root.scrollIntoView({ block: "nearest" });
       if (!now.page && !now.total) return; // nothing is known yet
       if (asked && !now.page) trigger("openlink", { page: asked });
-      else url({ page: now.page ? now.page.link : "" });
+      else url({ open: now.page ? now.page.link : "" }); // Gradio takes "page" for one of its own
       asked = "";
     };
   });

@@ -5,21 +5,29 @@ Tuner.outgoing = (trigger) => {
     h("button", { class: "t-button t-small", type: "button", onclick: act, ...extra }, text);
   const labelled = (text, node) => h("label", { class: "t-pub-field" }, h("span", {}, text), node);
   const form = (p) => {
-    const repo = h("input", { class: "t-input", id: "p-repo", placeholder: `your-name/${p.wish}`, value: p.repo || "" });
-    const open = h("input", { type: "checkbox", id: "p-public", checked: p.public });
-    const again = h("input", { type: "checkbox", id: "p-update" });
+    const repo = h("input", { class: "t-input", id: "p-repo", placeholder: `your-name/${p.wish}`, value: p.repo || "",
+      spellcheck: "false", autocapitalize: "off" });
+    const again = h("input", { type: "checkbox", id: "p-update", checked: Boolean(p.update) });
     const token = h("input", { class: "t-input", id: "p-token", type: "password", autocomplete: "off" });
-    const asked = () => ({ name: p.run, export: p.export, repo: repo.value, public: open.checked });
+    let open = p.public;
+    const asked = () => ({ name: p.run, export: p.export, repo: repo.value, public: open, update: again.checked });
     const stale = () => {
       const b = document.getElementById("p-send");
       if (b) b.disabled = true;
     };
     repo.addEventListener("input", stale);
-    open.addEventListener("change", stale);
+    repo.addEventListener("keydown", (e) => e.key === "Enter" && trigger("prepare", asked()));
+    const who = (name, value, title, text) =>
+      h("label", { class: "t-pub-who" },
+        h("input", { type: "radio", name: "p-who", id: name, checked: open === value, onchange: () => ((open = value), stale()) }),
+        h("span", {}, h("strong", {}, title), h("small", {}, text)));
     const ready = p.stage === "ready";
     return [
       labelled("Where on the Hugging Face Hub", repo),
-      h("label", { class: "t-row" }, open, "Public: everyone can see it (else only you)"),
+      h("fieldset", { class: "t-formats t-pub-two" },
+        h("legend", {}, "Who can see it"),
+        who("p-private", false, "Only you", "Private; you can open it later on the Hub."),
+        who("p-public", true, "Everyone", "Public, with the card and the samples.")),
       button(ready ? "Look again" : "Show what would be sent", () => trigger("prepare", asked()), { id: "p-look" }),
       p.trouble && h("p", { class: "t-said t-bad", role: "alert" }, p.trouble),
       ready && [
@@ -30,6 +38,8 @@ Tuner.outgoing = (trigger) => {
           p.parcel.files.map((f) => h("li", { translate: "no" }, h("span", {}, f.name), h("span", {}, f.size))),
         ),
         h("p", { class: "t-quiet" }, "Your pictures and captions are never sent."),
+        p.gallery.length > 0 && h("div", { class: "t-pub-gallery" },
+          p.gallery.map((one) => h("figure", {}, h("img", { src: file(one.file), alt: "" }), h("figcaption", { translate: "no" }, one.prompt)))),
         p.parcel.notes.map((n) => h("p", { class: "t-note" }, n)),
         h("details", {}, h("summary", {}, "The card"), h("pre", { class: "t-yaml t-pub-card", tabindex: 0, translate: "no" }, p.parcel.card)),
         labelled(p.login ? "You are logged in. Another token, only for this upload" : "Token with write access", token),
@@ -38,7 +48,7 @@ Tuner.outgoing = (trigger) => {
         button(
           "Publish",
           () => {
-            trigger("publish", { ...asked(), update: again.checked, token: token.value });
+            trigger("publish", { ...asked(), token: token.value });
             token.value = "";
           },
           { id: "p-send", class: "t-button t-go" },
@@ -61,7 +71,8 @@ Tuner.outgoing = (trigger) => {
       );
     return [
       h("p", { class: "t-said t-bad", role: "alert" }, p.trouble),
-      button("Try again", () => trigger("prepare", { name: p.run, export: p.export, repo: p.repo }), { id: "p-again" }),
+      button("Try again", () => trigger("prepare", { name: p.run, export: p.export, repo: p.repo, public: p.public, update: p.made || p.update }),
+        { id: "p-again" }),
     ];
   };
   const PRECISIONS = { fp32: "fp32: exactly what trained", bf16: "bf16: half the size", fp16: "fp16: half the size" };

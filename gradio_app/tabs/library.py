@@ -14,7 +14,7 @@ from typing import Any
 
 import gradio as gr
 
-from tuner import licences
+from tuner import events, licences
 
 from .. import exports
 from ..disk import size_of, size_text, together
@@ -25,6 +25,7 @@ from ..parts.reader import reader
 from ..parts.widget import quiet, widget
 from ..shelf import WAITING, Foreign
 from ..studio import Studio, as_dict
+from ..workspace import write_json
 from .compare import restore, take
 from .train import LIVE, chosen
 
@@ -218,8 +219,10 @@ def preview(studio: Studio, sent: dict[str, Any]) -> dict[str, Any]:
     repo = str(sent.get("repo") or "").strip()
     page: dict[str, Any] = {
         "kind": "publish", "run": run, "export": written, "repo": repo, "public": bool(sent.get("public")),
+        "update": sent.get("update") is True, "gallery": [],
         "login": login(), "stage": "form", "wish": safe_stem((run or written)[11:] or run, "my-lora"), "trouble": "",
-        "parcel": None, "live": False, "link": f"publish:{run}" + (f":{written}" if written else ""),
+        "parcel": None, "live": False,
+        "link": f"publish:{run}" + (f":{written}" if written else ""),
     }  # fmt: skip
     if path is None or not repo:
         return page
@@ -230,10 +233,21 @@ def preview(studio: Studio, sent: dict[str, Any]) -> dict[str, Any]:
         if child.returncode == 0:
             parcel = json.loads(out.read_text(encoding="utf-8"))
             files = [{**file, "size": size_text(file["size"])} for file in parcel["files"]]
+            page["gallery"] = _gallery(studio, run, parcel)
             page |= {"parcel": {**parcel, "files": files, "size": size_text(parcel["size"])}, "stage": "ready"}
         else:
             page["trouble"] = out.with_suffix(".log").read_text(encoding="utf-8", errors="replace").strip()[-400:]
     return page
+
+
+def _gallery(studio: Studio, run: str, parcel: dict[str, Any]) -> list[dict[str, str]]:
+    """Small copies of the pictures that the card shows."""
+    shown, folder = [], studio.workspace.run(run)
+    for one in parcel.get("shown") or []:
+        path = folder / str(one["from"]) if folder else None
+        if path and path.is_file() and path.resolve().is_relative_to(studio.workspace.runs.resolve()):
+            shown.append({"prompt": str(one["prompt"]), "file": str(studio.workspace.datasets.thumb(path) or "")})
+    return [one for one in shown if one["file"]]
 
 
 def start(studio: Studio, sent: dict[str, Any]) -> Path | None:
@@ -245,7 +259,8 @@ def start(studio: Studio, sent: dict[str, Any]) -> Path | None:
     folder = studio.workspace.new_job(f"publish-{(run or written)[11:] or run}")
     arguments = [*_arguments(studio, path, sent), "--job", str(folder)]
     studio.launcher.publish(folder, arguments, str(sent.get("token") or "").strip())
-    (folder / "asked.json").write_text(json.dumps({"run": run, "export": written, "repo": repo}), encoding="utf-8")
+    asked = {"run": run, "export": written, "repo": repo, "public": sent.get("public") is True}
+    write_json(folder / "asked.json", {**asked, "update": sent.get("update") is True})
     return folder
 
 
@@ -259,11 +274,13 @@ def progress(studio: Studio, name: str) -> dict[str, Any] | None:
     live = seen.state in LIVE
     if not live and seen.last.get("kind") == "finished":
         shutil.rmtree(folder / "parcel", ignore_errors=True)
+    made = not live and any(e["kind"] == "made" for e in events.follow(folder / "events.jsonl")[0])
     stage = "sending" if live else "done" if seen.state == "finished" else "failed"
     return {
         "kind": "publish", "job": name, "link": f"upload:{name}", **asked, "stage": stage, "live": live,
         "done": int(seen.phase.get("done") or 0), "of": int(seen.phase.get("of") or 0),
         "url": str(seen.last.get("url") or ""), "trouble": "" if live else seen.error(),
+        "made": made,
     }  # fmt: skip
 
 

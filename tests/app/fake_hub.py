@@ -5,13 +5,13 @@ from __future__ import annotations
 import base64
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import uvicorn
 from fastapi import FastAPI, Request
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from tests.app.helpers import free_port, until
 
@@ -31,6 +31,9 @@ class FakeHub:
         self.messages: list[str] = []
         self.asked: list[str] = []
         self.full = False
+        self.breaks: dict[str, tuple[str, int]] = {}
+        """Repository → at which stage (create, preupload, batch, store, commit) it answers with which status; 0: the
+        connection is cut in mid-answer."""
 
     def app(self) -> FastAPI:
         """The API."""
@@ -53,9 +56,33 @@ class FakeHub:
                 return JSONResponse({"error": "Invalid credentials"}, 401)
             if token == READER and request.method == "POST":
                 return JSONResponse({"error": "Forbidden"}, 403)
+        broken = await self._broken(request)
+        if broken is not None:
+            return broken
         if self.full and request.url.path.endswith("/commit/main"):
             return JSONResponse({"error": "Too large"}, 413)
         return await onward(request)
+
+    async def _broken(self, request: Request) -> Response | None:
+        stage = next(
+            (name for name in ("create", "preupload", "batch", "store", "commit") if name in request.url.path), ""
+        )
+        if stage == "create":
+            repo = f"me/{(await request.json())['name']}"
+        elif stage == "store":
+            repo = request.url.query
+        else:
+            repo = "/".join(request.url.path.removeprefix("/api/models").split("/")[1:3]).removesuffix(".git")
+        at, status = self.breaks.get(repo, ("", 0))
+        if not at or at != stage:
+            return None
+        if status:
+            return JSONResponse({"error": f"refused {request.headers.get('authorization')}"}, status)
+
+        async def torn() -> AsyncIterator[bytes]:
+            yield b"{"
+
+        return StreamingResponse(torn(), headers={"content-length": "1000"})
 
     async def create(self, request: Request) -> Response:
         """A repository."""
@@ -79,11 +106,15 @@ class FakeHub:
             ]
         }  # fmt: skip
 
-    async def batch(self, request: Request) -> JSONResponse:
+    async def batch(self, owner: str, name: str, request: Request) -> JSONResponse:
         """Where to put large files."""
         objects = (await request.json())["objects"]
         made = [
-            {"oid": o["oid"], "size": o["size"], "actions": {"upload": {"href": f"{self.url}/store/{o['oid']}"}}}
+            {
+                "oid": o["oid"],
+                "size": o["size"],
+                "actions": {"upload": {"href": f"{self.url}/store/{o['oid']}?{owner}/{name}"}},
+            }
             for o in objects
         ]
         return JSONResponse({"transfer": "basic", "objects": made})
@@ -112,7 +143,7 @@ class FakeHub:
 def hub() -> Iterator[FakeHub]:
     """A Hub that runs in a thread."""
     fake = FakeHub()
-    server = uvicorn.Server(uvicorn.Config(fake.app(), port=fake.port, log_level="warning"))
+    server = uvicorn.Server(uvicorn.Config(fake.app(), port=fake.port, log_level="critical"))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     until(lambda: server.started)

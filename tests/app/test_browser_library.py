@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -14,11 +15,13 @@ from tests.app.test_publish import finished_run
 
 Page = sync_api.Page
 pytestmark = pytest.mark.browser
+WRONG = "hf_wrongTokenWrongToken"
 
 
 def test_library_publish_system_help(context: tuple, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     finished_run(Workspace(tmp_path / "home").runs / "2026-11-28-cat", tmp_path / "secret-pictures")
-    page = context[0].new_page()
+    page, asked = context[0].new_page(), []
+    page.on("request", lambda one: asked.append(f"{one.url} {one.headers}"))
     with hub() as fake:
         for key, value in environment(fake, "", str(tmp_path / "hf")).items():
             monkeypatch.setenv(key, value)
@@ -29,8 +32,10 @@ def test_library_publish_system_help(context: tuple, tmp_path: Path, monkeypatch
             assert fake.private == {"me/cat": True}
             read_about(page)
             delete_and_restore(page)
-    for path in tmp_path.rglob("*"):
-        assert not path.is_file() or GOOD.encode() not in path.read_bytes(), path
+    for token in (GOOD, WRONG):
+        assert not [one for one in asked if token in one] and not [url for url in fake.asked if token in url]
+        for path in tmp_path.rglob("*"):
+            assert not path.is_file() or token.encode() not in path.read_bytes(), path
 
 
 def name_it(page: Page) -> None:
@@ -50,7 +55,7 @@ def publish_it(page: Page, hub_url: str) -> None:
     page.locator("#p-look").click()
     expect(page.locator(".t-pub-files li")).to_have_count(3)
     shot(page, "publish")
-    page.locator("#p-token").fill("hf_wrongTokenWrongToken")
+    page.locator("#p-token").fill(WRONG)
     page.locator("#p-send").click()
     expect(page.get_by_text("does not know this token")).to_be_visible()
     page.locator("#p-again").click()
@@ -58,7 +63,10 @@ def publish_it(page: Page, hub_url: str) -> None:
     page.locator("#p-send").click()
     expect(page.get_by_role("link", name=f"{hub_url}/me/cat")).to_be_visible()
     kept = page.evaluate("JSON.stringify([localStorage, sessionStorage, document.cookie, location.href])")
-    assert GOOD not in kept
+    assert GOOD not in kept and WRONG not in kept and GOOD not in page.content()
+    expect(page).to_have_url(re.compile(r"open=upload%3A"))
+    page.reload()
+    expect(page.get_by_role("link", name=f"{hub_url}/me/cat")).to_be_visible()
 
 
 def read_about(page: Page) -> None:

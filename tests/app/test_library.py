@@ -93,7 +93,7 @@ def test_comparisons_and_past_jobs_are_listed_thrown_away_and_brought_back(fille
     library, things = Library(filled.workspace), jobs_and_comparison(filled)
     found = {(i["kind"], i["name"]): i["about"] for i in library.items()}
     assert [found[key] for key in things] == [
-        "2 contenders, 1 prompt", "upload to me/cat", "captions for cats", "masks for cats"
+        "2 contenders · 1 prompt", "upload to me/cat", "captions for cats", "masks for cats"
     ]  # fmt: skip
     files = marks(filled.workspace.root)
     for kind, name in things:

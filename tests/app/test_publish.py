@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import struct
 import subprocess
 import sys
@@ -151,6 +152,77 @@ def test_too_large_and_offline(run: Path, fake: FakeHub) -> None:
     gone = FakeHub()
     done, job = send(run, gone)
     assert "cannot be reached" in follow(job / "events.jsonl")[0][-1]["error"] and done.returncode == 1
+
+
+STAGES = ("create", "preupload", "batch", "store", "commit")
+ANSWERS = {401: "does not know this token", 403: "may not write to", 409: "", 413: "too large", 429: "slow down",
+           503: "answered with an error (503)", 0: "cannot be reached"}  # fmt: skip
+ALL = """
+import json, sys, time
+from pathlib import Path
+from tuner import publish
+from tuner.errors import UserError
+time.sleep = lambda seconds: None  # huggingface_hub waits before it tries again
+run, said = Path(sys.argv[1]), {}
+for repo in json.loads(sys.argv[2]):
+    try:
+        publish.main(publish.Request(run, repo), run.parents[2] / "jobs" / repo.split("/")[1])
+    except UserError as error:
+        said[repo] = str(error)
+print(json.dumps(said))
+"""
+
+
+def test_whatever_the_hub_answers_at_whatever_stage_is_told_truly(run: Path, fake: FakeHub) -> None:
+    """A sentence with the way out, and what is left on the Hub: never a word of success, never a traceback."""
+    fake.breaks = {f"me/{stage}-{status}": (stage, status) for stage in STAGES for status in ANSWERS}
+    variables = {**os.environ, "PYTHONPATH": str(ROOT), **environment(fake, GOOD, str(run.parents[2] / "hf"))}
+    command = [sys.executable, "-c", ALL, str(run), json.dumps(list(fake.breaks))]
+    done = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
+    said = json.loads(done.stdout.splitlines()[-1])
+    assert set(said) == set(fake.breaks), "some were said to be done"
+    for repo, (stage, status) in fake.breaks.items():
+        assert ANSWERS[status] in said[repo], (repo, said[repo])
+        assert "Somebody else changed" in said[repo] or "exists already" in said[repo] or status != 409
+        lost = stage == "commit" and status in (503, 0)
+        assert ("may be there all the same" in said[repo]) is lost, said[repo]
+        assert ("is still empty" in said[repo]) is (stage != "create" and not lost), said[repo]
+        kinds = [e["kind"] for e in follow(run.parents[2] / "jobs" / repo.split("/")[1] / "events.jsonl")[0]]
+        assert kinds[-1] == "failed" and "finished" not in kinds and ("made" in kinds) is (stage != "create")
+    assert all(not files for files in fake.files.values())
+    everything = [p.read_bytes() for p in run.parents[2].rglob("*") if p.is_file()]
+    assert not any(GOOD.encode() in data for data in everything) and GOOD not in done.stdout + done.stderr
+
+
+HOSTILE = {
+    "---\nlicense: mit\n---": "--- license: mit ---",
+    '": {a: [': '": {a: [',
+    "x\u2028y\u0085z": "x y z",
+    "<script>alert(1)</script>": "<script>alert(1)</script>",
+    "a\0b\x1bc": "abc",
+    "@`%!&*|>": "@`%!&*|>",
+    "\n# Heading\n[x](y)": "# Heading [x](y)",
+    "\u202egnp.exe": "gnp.exe",
+    "- a\n- b": "- a - b",
+    "\u732b \U0001f408 \u00e9": "\u732b \U0001f408 \u00e9",
+}
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_no_name_breaks_the_card(text: str) -> None:
+    """Whatever a trigger, prompt or setting says, the head stays one YAML mapping, and the body the card's own."""
+    recipe = {"family": "sd1", "name": text, "adapter": {"kind": "lora", "rank": text},
+              "data": [{"path": "/x", "trigger": text}], "train": {"steps": 4, "optimizer": text}}  # fmt: skip
+    facts = card.Facts("me/x", recipe, "stable-diffusion-v1-5/stable-diffusion-v1-5", "w.safetensors", 4, 2,
+                       ((text, "samples/0.png"),))  # fmt: skip
+    told = card.write(facts)
+    start, head, body = re.split(r"^---\n", told, maxsplit=2, flags=re.M)
+    values = yaml.safe_load(head)
+    assert start == "" and values["license"] == "creativeml-openrail-m" and values["instance_prompt"] == HOSTILE[text]
+    assert values["widget"] == [{"text": HOSTILE[text], "output": {"url": "samples/0.png"}}]
+    assert "<script" not in body.replace(f"`{HOSTILE[text]}`", "").split("```")[-1]
+    assert not [line for line in body.splitlines() if line.startswith(("# H", "<script", "---", "- a", "license"))]
 
 
 @pytest.mark.parametrize("token", [GOOD, READER, "hf_wrongTokenWrongToken"])
