@@ -200,15 +200,10 @@ REPEATS = re.compile(r"\)[*+{]")
 
 def _sensible_setting(key: str, value: Any) -> None:
     """Raise `ValueError` for a setting that is read, and is none."""
-    if key in ("r", "lora_alpha", "alpha"):
-        if value is not None and not (isinstance(value, int | float) and abs(value) < MOST):
-            raise ValueError(f"{key} is no number")
-    elif key == "eps":
-        if not (isinstance(value, int | float) and 0 <= value < 1):
-            raise ValueError(f"{key} is no small number")
-    elif key == "num_cayley_neumann_terms":
-        if not (isinstance(value, int) and 1 <= value <= 100):
-            raise ValueError(f"{key} is not between 1 and 100")
+    if key in BOUNDS and value is not None:
+        low, high = BOUNDS[key]
+        if not (isinstance(value, int | float) and low <= value <= high):
+            raise ValueError(f"{key} is no number from {low:g} to {high:g}")
     elif key in ("rank_pattern", "alpha_pattern"):
         for pattern, number in (value or {}).items() if isinstance(value, dict | None) else ((None, None),):
             if pattern is None or not (isinstance(number, int | float) and abs(number) < MOST):
@@ -220,6 +215,12 @@ def _sensible_setting(key: str, value: Any) -> None:
     elif key == "feedforward_modules" and not (value is None or isinstance(value, list)):
         raise ValueError(f"{key} is no list")
 
+
+BOUNDS = {
+    "r": (-MOST, MOST), "lora_alpha": (-MOST, MOST), "alpha": (-MOST, MOST),
+    "eps": (0, 1), "num_cayley_neumann_terms": (1, 100),
+}  # fmt: skip
+"""Between what a setting must lie that is a number."""
 
 METADATA = "lora_adapter_metadata"
 """The header's key under which diffusers keeps PEFT's settings as JSON."""
