@@ -197,6 +197,8 @@ class Case:
     overfit_shape = Shape(16, 16)
     overfit_steps, overfit_lr, overfit_batch = 200, 1e-2, 16
     sampling_steps = 12
+    noise = 77
+    """Seed of the noise that `sampled` begins with."""
     quick = False
     """Whether the training proof is among the default tests: for a structurally varied third of the families."""
     millions: float
@@ -485,7 +487,9 @@ class Case:
 
         scheduler.step = noting
         try:
-            self.run(rig.official, [SHORT], shape, num_inference_steps=self.sampling_steps, generator=generator(77))
+            self.run(
+                rig.official, [SHORT], shape, num_inference_steps=self.sampling_steps, generator=generator(self.noise)
+            )
         finally:
             del scheduler.step
         return self.unpack(rig, reached[-1], shape)
