@@ -18,6 +18,7 @@ from torch import Tensor
 from tests.formats.networks import model
 from tuner.errors import UserError
 from tuner.formats import dialects, file
+from tuner.formats.layers import Layer
 from tuner.formats.sound import checked, fits
 from tuner.toolbox import inspect, lowrank
 
@@ -238,8 +239,6 @@ def test_symlinks_and_names_that_no_disk_has(tmp_path: Path) -> None:
 
 def test_what_is_spread_over_an_axis_has_its_length() -> None:
     """One number for all rows, or one channel for all, would be taken by torch without a word."""
-    from tuner.formats.layers import Layer
-
     pair = {"down": torch.ones(2, 8), "up": torch.ones(6, 2)}
     for more in ({"magnitude": torch.ones(1)}, {"bias": torch.ones(1)}, {"magnitude": torch.ones(1, 6)}):
         with pytest.raises(UserError, match=r"which change no weight|whose sizes do not agree"):
@@ -248,3 +247,10 @@ def test_what_is_spread_over_an_axis_has_its_length() -> None:
     with pytest.raises(UserError, match="whose sizes do not agree"):
         checked(Layer("", "m", "glora", ones), "a: m")
     assert fits(Layer("", "m", "lora", pair), (6, 8)) and not fits(Layer("", "m", "lora", pair), (6, 9))
+
+
+@pytest.mark.parametrize("shape", [(16,), (1, 16, 1, 1), (16, 1, 1, 1)])
+def test_factors_of_channels_may_stand_along_any_axis(shape: tuple[int, ...]) -> None:
+    """As LyCORIS keeps those of a convolution."""
+    layer = checked(Layer("", "m", "ia3", {"weight": torch.ones(shape), "on_input": torch.tensor(True)}), "a: m")
+    assert fits(layer, (8, 16, 3, 3)) and not fits(layer, (16, 8, 3, 3))

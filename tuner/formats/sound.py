@@ -22,7 +22,7 @@ AXES: dict[str, dict[str, str]] = {
     "boft": {"blocks": "m n k k", "rescale": "o"},
     "oft_in": {"rotations": "n k k"},
     "glora": {"a1": "i r", "a2": "r i", "b1": "o s", "b2": "s i", "bm": "s s"},
-    "ia3": {"weight": "w", "on_input": ""},
+    "ia3": {"weight": "", "on_input": ""},
     "diff": {"weight": "o", "bias": "o"},
     "set": {"weight": "o", "bias": "o"},
 }
@@ -126,7 +126,7 @@ def _own_shape(layer: Layer, known: Mapping[str, int]) -> tuple[int, ...]:
     elif not shape and layer.kind == "glora":
         shape = known["o"], known["i"], *layer.tensors["b2"].shape[2:]
     elif not shape and layer.kind == "ia3":
-        shape = known["w"], known["w"]
+        shape = (layer.tensors["weight"].numel(),) * 2
     return shape or (known.get("o", 1), 1)
 
 
