@@ -54,6 +54,38 @@ def test_five_hundred_pictures(context: Window, tmp_path: Path) -> None:
         page.get_by_label("Find in captions").fill("four hundred")
         expect(page.locator(".t-card")).to_have_count(1)
         assert page.evaluate("performance.now()") - began < 2000
+        page.get_by_label("Find in captions").fill("")
+        expect(page.locator(".t-card")).to_have_count(500)
+        by_keyboard_alone(page)
+
+
+def by_keyboard_alone(page: Page) -> None:
+    """Five hundred cards are one stop of the Tab key; keys select, repeat, leave out and bring back."""
+    assert page.locator(".t-cards [tabindex='0']").count() == 3, "look, leave out and caption of one card"
+    page.locator(".t-cards .t-look[tabindex='0']").focus()
+    page.keyboard.press("End")
+    expect(page.get_by_label("Show p499.png")).to_be_focused()
+    page.keyboard.press("Home")
+    page.keyboard.press("Control+a")
+    expect(page.get_by_text("500 selected")).to_be_visible()
+    page.get_by_role("button", name="Repeats", exact=True).first.press("Enter")
+    page.keyboard.type("4")
+    page.keyboard.press("Enter")
+    expect(page.get_by_text("500 items are now seen 4 × in each epoch.")).to_be_visible()
+    expect(page.get_by_title("Seen 4 times in an epoch")).to_have_count(500)
+    page.get_by_label("Show p000.png").focus()
+    page.keyboard.press("Escape")
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("Delete")
+    expect(page.get_by_label("Show p002.png")).to_be_focused()
+    expect(page.locator(".t-card")).to_have_count(499)
+    page.get_by_role("button", name="Undo", exact=True).press("Enter")
+    expect(page.locator(".t-card")).to_have_count(500)
+    page.get_by_label("Show p002.png").focus()
+    page.keyboard.press("F2")
+    page.keyboard.type("typed")
+    page.keyboard.press("Escape")
+    expect(page.get_by_text("499 have no caption")).to_be_visible()
 
 
 def test_captions_findings_and_crop(context: Window, tmp_path: Path) -> None:
