@@ -619,7 +619,7 @@ Tuner.grid = (element, trigger, props, watch, upload) =>
         many.hidden = act.value !== "replace";
         front.hidden = !many.hidden;
       });
-      const out = h("div", { class: "t-preview", role: "status" });
+      const out = h("div", { class: "t-preview", role: "status", tabindex: "0" }); // keys scroll it
       let asked = null;
       const go = small("Change them", () => {
         close();
