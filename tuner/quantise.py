@@ -327,12 +327,13 @@ def base(
 
 
 def encoders(family: Family, source: Source, names: Sequence[str], place: Place, say: Say) -> Parts:
-    """Load components on the device, quantised: one after the other, so that no two lie whole in memory."""
+    """Load components on the device, the text encoders among them quantised: one after the other, so that no two lie
+    whole in memory."""
     plain = place.method == "none"
     parts = family.load(source, names if plain else (), place.dtype)
     for name in () if plain else names:
         one = family.load(source, (name,), place.dtype).components
-        if isinstance(network := one.get(name), nn.Module):
+        if name.startswith("text_encoder") and isinstance(network := one.get(name), nn.Module):
             work = Work(name, network, place, OF_TEXT)
             work.begin()
             say("quantised", **work.end().said())

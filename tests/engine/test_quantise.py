@@ -378,9 +378,16 @@ def test_every_kind_over_a_quantised_base(
 # -- text encoders -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("method", "far"), [("int8", 0.02), ("nf4", 0.25), ("fp8", 0.12), ("fp8_quanto", 0.1)])
+@pytest.mark.parametrize(
+    ("method", "far"),
+    [
+        ("int8", 0.02), ("nf4", 0.25), ("fp8", 0.12), ("fp8_quanto", 0.1), ("int8_bnb", 0.05), ("int8_torchao", 0.02),
+        ("fp8_torchao", 0.1), pytest.param("int4", 0.25, marks=SLOW),
+    ],
+)  # fmt: skip
 def test_text_encoders(method: str, far: float) -> None:
     """What they say of a caption stays near, they are smaller, and none is trained."""
+    fits_here(method)
     ready = prepare.prepare(recipe.load(DEMO, [f"memory.quantise_text={method}"]))
     said: list[dict[str, Any]] = []
 
@@ -402,6 +409,47 @@ def test_text_encoders(method: str, far: float) -> None:
     assert [(r["part"], r["bytes"]) for r in ready.weights[1:]] == [
         (f["part"], pytest.approx(f["bytes"], rel=0.02)) for f in said
     ]
+
+
+@pytest.mark.families
+@pytest.mark.parametrize("method", ["int8", "fp8"])
+@pytest.mark.parametrize(
+    "name", [n for n, c in all_cases().items() if hasattr(c, "millions") and not n.startswith("omnigen")]
+)
+def test_text_encoders_of_every_family(name: str, method: str, folder: Callable[[Case], Path]) -> None:
+    """Each family's encoders, held so, say nearly the same of a caption; what stands beside them stays as it is."""
+    case, said = all_cases()[name], []
+    rig, shape = Rig(case, folder(case)), case.shapes[0]
+    exact = rig.cond([SHORT], shape)
+    place = Place(method, torch.float32, CPU)
+    parts = quantise.encoders(rig.family, rig.source, rig.family.text_parts, place, lambda _, **f: said.append(f))
+    assert [f["part"] for f in said] == list(prepare.encoders(rig.family, rig.source))
+    assert all(f["bytes"] < f["before"] for f in said)
+    rig.parts.components |= parts.components
+    ours = rig.cond([SHORT], shape)
+    far = {
+        k: max(
+            (
+                ((a - b).norm() / b.norm().clamp_min(1e-9)).item()
+                for a, b in zip(tensors(ours[k]), tensors(v), strict=True)
+            ),
+            default=0.0,
+        )
+        for k, v in exact.items()
+    }
+    show(f"{name} {method}: {', '.join(f'{k} {d:.4f}' for k, d in far.items())}")
+    assert 0 < max(far.values()) < FAR[method]
+
+
+def tensors(value: Any) -> list[torch.Tensor]:
+    """The tensors of a condition, in float32."""
+    if isinstance(value, torch.Tensor):
+        return [value.float()]
+    return [t for each in value for t in tensors(each)] if isinstance(value, list | tuple) else []
+
+
+FAR = {"int8": 0.05, "fp8": 0.25}
+"""Of random encoders, whose answers are small beside what is rounded."""
 
 
 def test_the_cache_keeps_texts_of_quantised_encoders_apart() -> None:
