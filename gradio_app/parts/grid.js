@@ -186,7 +186,7 @@ Tuner.grid = (element, trigger, props, watch, upload) =>
           item.repeats > 0 && h("span", { class: "t-mark", title: `Seen ${item.repeats} times in an epoch` }, `× ${item.repeats}`),
           item.mask && h("span", { class: "t-mark t-masked", title: MASKED[item.mask.by] }, icon("mask", 12), "mask"),
         ),
-        item.wait ? h("span", { class: "t-wait", title: item.wait === "mask" ? "Its mask is being made" : "Its caption is being written" }, h("i", {})) : "",
+        item.wait ? h("span", { class: "t-coming", title: item.wait === "mask" ? "Its mask is being made" : "Its caption is being written" }, h("i", {})) : "",
         h(
           "button",
           {

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TypeVar
 
 Point = tuple[float, float]
-Any_ = TypeVar("Any_")
+T = TypeVar("T")
 
 
 def smooth(points: Sequence[Point], share: float = 0.04) -> list[Point]:
@@ -45,7 +45,7 @@ def thin(points: Sequence[Point], most: int) -> list[Point]:
     return kept
 
 
-def every(points: Sequence[Any_], most: int) -> list[Any_]:
+def every(points: Sequence[T], most: int) -> list[T]:
     """At most `most` points, evenly spaced, the last one always among them."""
     if len(points) <= most:
         return list(points)

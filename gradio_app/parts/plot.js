@@ -61,7 +61,7 @@ Tuner.plot = () => {
     s(
       "path",
       {
-        save: { d: `M${x} ${H - B}l-3.5 6h7z`, class: "t-mark" },
+        save: { d: `M${x} ${H - B}l-3.5 6h7z`, class: "t-mark-save" },
         sample: { d: `M${x} ${H - B - 3}l3.5 -3.5l-3.5 -3.5l-3.5 3.5z`, class: "t-mark-sample" },
         change: { d: `M${x} ${T}V${H - B}`, class: "t-mark-change" },
       }[m.kind],

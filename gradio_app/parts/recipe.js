@@ -210,7 +210,7 @@ Tuner.recipe = (element, trigger, props, watch) =>
           h("p", {}, p.text),
           h(
             "div",
-            { class: "t-remedies" },
+            { class: "t-ways" },
             (p.remedies || []).map((r) =>
               h(
                 "button",

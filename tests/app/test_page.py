@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
+import re
 import subprocess
 import sys
 import time
@@ -93,3 +95,26 @@ def test_guessing_the_password_is_slow() -> None:
 @pytest.mark.parametrize("name", ["GRADIO_ANALYTICS_ENABLED", "GRADIO_RUN_HISTORY"])
 def test_privacy_is_set_before_gradio_loads(name: str) -> None:
     assert os.environ[name] == "False"
+
+
+def homes(sheet: str) -> set[str]:
+    """Classes that a style sheet lays out everywhere: those that stand alone before a rule outside `@media`."""
+    found, depth, start = set(), 0, 0
+    bare = re.sub(r"/\*.*?\*/", "", sheet, flags=re.DOTALL)
+    for i, sign in enumerate(bare):
+        if sign == "{":
+            if depth == 0:
+                alone = (re.fullmatch(r"\.([\w-]+)(?:[:\[].*)?", one.strip()) for one in bare[start:i].split(","))
+                found |= {one[1] for one in alone if one}
+            depth += 1
+        elif sign == "}":
+            depth, start = depth - 1, i + 1
+    return found
+
+
+def test_a_class_has_one_meaning() -> None:
+    """All sheets go to one page: a class that two of them lay out would change what the other one draws."""
+    sheets = {path.name: homes(path.read_text(encoding="utf-8")) for path in (ROOT / "gradio_app/parts").glob("*.css")}
+    assert "t-card" in sheets["grid.css"]
+    shared = {(a, b): both for a, b in itertools.combinations(sorted(sheets), 2) if (both := sheets[a] & sheets[b])}
+    assert shared == {}
