@@ -453,12 +453,11 @@ def test_two_pairs_of_one_caption(rigged: Callable[[str], Rig], tmp_path: Path, 
 @pytest.mark.usefixtures("mean")
 @pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize("name", UNETS)
-def test_unets_learn_one_pair_and_two(rigged: Callable[[str], Rig], tmp_path: Path, name: str, seed: int) -> None:
+def test_unets_learn_two_pairs(rigged: Callable[[str], Rig], tmp_path: Path, name: str, seed: int) -> None:
     """With the answer that the model's scheduler states: noise (sd1, sd2-base, sdxl) or velocity (sd2).
 
-    Two pairs as above, drawn from three noises. One pair: its picture is drawn whatever the noise, also where the base
-    alone draws the other picture. Another control picture changes next to nothing then: one pair does not tell that
-    control pictures differ.
+    Two pairs as above, drawn from three noises: the base alone draws one of the pictures from each, and the control
+    picture must say which, also against it.
     """
     rig = seeing(rigged(name), tmp_path / "model", seed)
     rig.case.sampling_steps = STEPS
@@ -468,7 +467,6 @@ def test_unets_learn_one_pair_and_two(rigged: Callable[[str], Rig], tmp_path: Pa
     know(rig, batch, seed)
     alone = [reached(rig, noise)[1][0] for noise in noises]
     show(f"{name}, the base alone: cosine with the first {', '.join(f'{c:+.3f}' for c in alone)}")
-
     adapter = taught(rig, "branch", batch, lesson(rig).control, seed)
     obeys(rig, "branch", batch)
     pipe = drawer(rig, "branch", adapter, tmp_path / "two")
@@ -476,17 +474,3 @@ def test_unets_learn_one_pair_and_two(rigged: Callable[[str], Rig], tmp_path: Pa
         for i, (_, own) in enumerate(asked_for(rig, pipe, "branch", pictures, noise)):
             assert own[i] >= 0.9
             assert own[1 - i] < -0.5
-
-    half = len(batch.latents) // 2
-    first = replace(
-        batch, latents=batch.latents[:half], cond={k: v[:half] for k, v in batch.cond.items()},
-        keys=batch.keys[:half], draws=batch.draws[:half], of=half,
-    )  # fmt: skip
-    adapter = taught(rig, "branch", first, lesson(rig).control // 3, seed)
-    pipe = drawer(rig, "branch", adapter, tmp_path / "one")
-    for noise in noises:
-        (right, own), (other, _) = asked_for(rig, pipe, "branch", pictures, noise)
-        changed = ((right - other).norm() / right.norm()).item()
-        show(f"{name}, one pair, noise {noise}: another control picture changes what is drawn by {changed:.3f}")
-        assert own[0] >= 0.9
-    assert min(alone) < -0.5, "the base drew the picture by itself, so this proved little"

@@ -18,8 +18,8 @@ from torch import Tensor
 from tests.formats.networks import model
 from tuner.errors import UserError
 from tuner.formats import dialects, file
+from tuner.formats.fitting import checked, fits
 from tuner.formats.layers import Layer
-from tuner.formats.sound import checked, fits
 from tuner.toolbox import inspect, lowrank
 
 Q = "transformer.transformer_blocks.0.attn.to_q"

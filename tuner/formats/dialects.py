@@ -17,9 +17,9 @@ from ..errors import UserError
 from ..native import Names
 from . import file as opened
 from . import fuse
+from .fitting import checked, fits, fractions, weight_shape
 from .layers import Contents, Kind, Layer
 from .places import Place, Places, Shapes
-from .sound import checked, fits, fractions, weight_shape
 
 NAME = r"(?:\.(?!weight$|bias$)[^.]+)?"
 """PEFT puts the adapter's name into its keys when a whole state was saved."""

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from ..errors import UserError
 from .dialects import DORA_NORM
 from .file import METADATA
+from .fitting import weight_shape
 from .fuse import Weight, together
 from .layers import Layer, unlimited
 from .places import Place, Places, published
-from .sound import weight_shape
 
 Format = Literal["diffusers", "comfyui", "kohya", "lycoris"]
 FILE, PEFT_FILE = "pytorch_lora_weights.safetensors", "adapter_model.safetensors"

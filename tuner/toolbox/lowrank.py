@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
+from ..formats.fitting import weight_shape
 from ..formats.layers import Layer
-from ..formats.sound import weight_shape
 
 DECOMPOSED = ("magnitude", "base_magnitude")
 """Tensors of DoRA, with which a change depends on the base's weight and has no small factors."""
