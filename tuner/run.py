@@ -6,9 +6,11 @@ import errno
 import os
 import signal
 import sys
+import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,8 +43,23 @@ class Controls:
         for name in REQUESTS:  # requests to an earlier session are not meant for this one
             self.take(name)
         self.stopping = False
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._signalled)
+        self._before: dict[int, Any] = {}
+
+    @contextmanager
+    def heeding(self) -> Iterator[None]:
+        """While it lasts, SIGTERM and SIGINT ask the run to stop; afterwards they do what they did before it.
+
+        A notebook keeps its Ctrl-C, and processes that are forked later can be ended. In other threads than the main
+        one, where Python allows no handlers, only the files count.
+        """
+        if threading.current_thread() is threading.main_thread():
+            self._before = {n: signal.signal(n, self._signalled) for n in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            yield
+        finally:
+            for number, handler in self._before.items():
+                signal.signal(number, signal.SIG_DFL if handler is None else handler)
+            self._before = {}
 
     def _signalled(self, *_: object) -> None:
         self.stopping = True
@@ -137,11 +154,12 @@ def watched(folder: Path, work: Callable[[Callable[..., Any], Controls], str]) -
 
     try:
         controls = Controls(folder)
-        try:
-            end = work(say, controls)
-        except Stopped:
-            end = "stopped"
-        say(end, seconds=round(time.monotonic() - began, 1), folder=str(folder), **_step(folder))
+        with controls.heeding():
+            try:
+                end = work(say, controls)
+            except Stopped:
+                end = "stopped"
+            say(end, seconds=round(time.monotonic() - began, 1), folder=str(folder), **_step(folder))
     except UserError as error:
         way_out = {"remedy": error.remedy} if error.remedy else {}
         _last_words(say, "failed", error=str(error), user=True, folder=str(folder), **way_out)

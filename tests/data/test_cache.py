@@ -658,20 +658,28 @@ def expected(keys: Keys) -> dict[str, torch.Tensor]:
 def test_a_writer_killed_at_any_moment_leaves_a_cache_that_a_second_fill_completes(cache, tmp_path):
     """Twelve SIGKILLs, each somewhere in the writing of shards; whole entries only, and their number never falls."""
     keys = keys_of(folder_of(tmp_path / "p", 120), Slow())
-    right, moments, there = expected(keys), random.Random(0), 0
-    for _ in range(12):
+    right, moments, there, killed = expected(keys), random.Random(0), 0, 0
+    for _ in range(60):
         process = FORK.Process(target=_filling, args=[cache.root, keys])
         process.start()
         time.sleep(moments.uniform(0.005, 0.06))
         assert process.pid
         os.kill(process.pid, signal.SIGKILL)
         process.join()
-        assert process.exitcode == -signal.SIGKILL, "it was done before the kill: nothing is shown"
+        if process.exitcode == 0:  # on a busy machine it may be done before the kill, which shows nothing
+            shutil.rmtree(cache.root)
+            there = 0
+            continue
+        assert process.exitcode == -signal.SIGKILL
+        killed += 1
         fresh = Cache(cache.root)
         missing = fresh.missing(right)
         assert all(torch.equal(fresh.get(k)["latents"], right[k]) for k in right if k not in missing)
         assert len(right) - len(missing) >= there
         there = len(right) - len(missing)
+        if killed >= 12 and 0 < there < len(right):
+            break
+    assert killed >= 12
     assert 0 < there < len(right)
     slow = Slow()
     fill(Cache(cache.root), keys, slow)

@@ -8,8 +8,11 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -384,3 +387,21 @@ def test_what_can_fail_anywhere_is_told_plainly(tmp_path: Path, capsys: pytest.C
         assert watched(folder, raising(error)) == code
         assert status(folder).state == "failed" and words in status(folder).error
     assert "Traceback" in capsys.readouterr().err
+
+
+def test_signals_mean_afterwards_what_they_meant_before(tmp_path: Path) -> None:
+    """A notebook keeps its Ctrl-C after a run, and a run in a thread, where Python allows no handlers, works too."""
+    before, seen = signal.getsignal(signal.SIGTERM), []
+
+    def work(say: Any, controls: run.Controls) -> str:
+        if threading.current_thread() is threading.main_thread():
+            signal.raise_signal(signal.SIGTERM)
+        seen.append(controls.stop())
+        return "stopped" if seen[-1] else "finished"
+
+    assert run.watched(tmp_path, work) == 0
+    assert signal.getsignal(signal.SIGTERM) is before
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(run.watched, tmp_path, work).result() == 0
+    assert seen == [True, False]
+    assert [e["kind"] for e in follow(tmp_path / "events.jsonl")[0]] == ["stopped", "finished"]
