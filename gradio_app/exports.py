@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-import yaml
 
 from .listing import FORMATS, LIVE
 from .parts.reader import reader
 from .shelf import Foreign
 from .studio import Studio
-from .workspace import write_json
+from .workspace import read_json, read_yaml, write_json
 
 CHOICE = ("diffusers", "comfyui", "kohya")
 PRECISIONS = ("fp32", "bf16", "fp16")
@@ -45,7 +42,7 @@ def subject(studio: Studio, wanted: str) -> Subject | None:
     folder = studio.workspace.run(name)
     if folder is None or name not in studio.workspace.run_names():
         return None
-    recipe, title = _yaml(folder / "recipe.yaml"), name[11:] or name
+    recipe, title = read_yaml(folder / "recipe.yaml"), name[11:] or name
     if not step:
         return Subject(wanted, title, folder, name, recipe) if (folder / "checkpoints").is_dir() else None
     path = folder / "checkpoints" / f"step-{int(step):06d}" if step.isdigit() else folder
@@ -135,7 +132,7 @@ def page(studio: Studio, name: str) -> dict[str, Any] | None:
     folder = place(studio, name)
     if folder is None:
         return None
-    asked, seen = _json(folder / "asked.json"), reader(folder).refresh()
+    asked, seen = read_json(folder / "asked.json"), reader(folder).refresh()
     live, done = seen.state in LIVE, seen.state == "finished"
     event = seen.exports[-1] if seen.exports else {}
     return {
@@ -177,19 +174,3 @@ def _file(folder: Path, told: dict[str, Any]) -> dict[str, Any]:
 
 def _foreign(studio: Studio) -> Foreign:
     return Foreign(studio.workspace.adapters, studio.launcher)
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
-def _yaml(path: Path) -> dict[str, Any]:
-    try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
-        return {}
-    return found if isinstance(found, dict) else {}

@@ -5,22 +5,19 @@ What is told of a folder is read once and kept until its journal changes, so tha
 
 from __future__ import annotations
 
-import json
 import re
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from .datasets import DEMO, DataSets
 from .disk import room_of
 from .media import PICTURES
-from .parts.reader import Reader, reader
+from .parts.reader import Reader, mark, reader
 from .parts.words import count
 from .shelf import Foreign
-from .workspace import Workspace
+from .workspace import Workspace, read_json, read_yaml
 
 LIVE = ("running", "starting")
 FORMATS = {"diffusers": "diffusers", "comfyui": "ComfyUI", "kohya": "kohya-style tools", "lycoris": "LyCORIS",
@@ -69,14 +66,14 @@ def _folders(place: Path) -> list[Path]:
 
 def _kept(folder: Path, tell: Callable[[Path, Reader], dict[str, Any]]) -> dict[str, Any]:
     """What `tell` says of a folder, said again while nothing in it is newer; a living one is always asked."""
-    marks = [_mark(folder / name) for name in ("events.jsonl", "launched.json", "recipe.yaml", "export")]
+    marks = [mark(folder / name) for name in ("events.jsonl", "launched.json", "recipe.yaml", "export")]
     known = _told.get(folder)
     if known and known[0] == marks:
         return {**known[1], "room": room_of(folder)}
     seen = reader(folder).refresh()
     item: dict[str, Any] = {
         "name": folder.name, "family": "", "state": STATES.get(seen.state, seen.state), "live": seen.state in LIVE,
-        "adapter": False, "at": float(seen.last.get("at") or _mark(folder)[0] / 1e9), "about": "", "picture": "",
+        "adapter": False, "at": float(seen.last.get("at") or mark(folder)[0] / 1e9), "about": "", "picture": "",
         "trouble": seen.error() if seen.state in ("failed", "crashed") else "", **tell(folder, seen),
     }  # fmt: skip
     if not item["live"]:
@@ -99,7 +96,7 @@ def _export(folder: Path, seen: Reader) -> dict[str, Any]:
 
 
 def _comparison(folder: Path, seen: Reader) -> dict[str, Any]:
-    asked = _yaml(folder / "request.yaml")
+    asked = read_yaml(folder / "request.yaml")
     columns, prompts = asked.get("contenders") or [], asked.get("prompts") or []
     made = next((str(e["file"]) for e in seen.samples if e.get("file")), "")
     return {
@@ -109,7 +106,7 @@ def _comparison(folder: Path, seen: Reader) -> dict[str, Any]:
 
 
 def _job(folder: Path, seen: Reader) -> dict[str, Any]:
-    asked = _json(folder / "request.json") | _json(folder / "asked.json")
+    asked = read_json(folder / "request.json") | read_json(folder / "asked.json")
     about = f"upload to {asked['repo']}" if asked.get("repo") else ""
     if asked.get("dataset"):
         about = f"{'masks' if 'mask' in folder.name else 'captions'} for {asked['dataset']}"
@@ -160,27 +157,3 @@ def when(at: float) -> str:
     """'28 Nov 2026, 14:05'."""
     then = time.localtime(at)
     return f"{then.tm_mday} {time.strftime('%b %Y, %H:%M', then)}"
-
-
-def _mark(path: Path) -> tuple[int, int]:
-    try:
-        found = path.stat()
-    except OSError:
-        return 0, -1
-    return found.st_mtime_ns, found.st_size
-
-
-def _yaml(path: Path) -> dict[str, Any]:
-    try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}

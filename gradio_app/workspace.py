@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from tuner import home
 
 from .datasets import DataSets
@@ -108,6 +110,24 @@ def write_json(path: Path, value: Any) -> None:
     fresh = path.with_name(f".{path.name}.{os.getpid()}")
     fresh.write_text(json.dumps(value, ensure_ascii=False, indent=1), encoding="utf-8")
     fresh.replace(path)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """What a file holds; {} for one that is not there, is damaged, or holds no table."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """As `read_json`."""
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _below(folder: Path) -> list[Path]:

@@ -146,7 +146,7 @@ class Reader:
     def recipe(self) -> dict[str, Any]:
         """The recipe of the run, {} where it cannot be read. It is not to be changed."""
         path = self.folder / "recipe.yaml"
-        return _yaml(path, *_mark(path))
+        return _yaml(path, *mark(path))
 
     def held_back(self) -> int:
         """How many items were kept out of training to measure the loss on, as far as the journal or the recipe says.
@@ -226,7 +226,7 @@ class Reader:
 
     def _record(self) -> dict[str, Any] | None:
         path = self.folder / "launched.json"
-        return _json(path, *_mark(path))
+        return _json(path, *mark(path))
 
     def _take(self, event: dict[str, Any]) -> None:
         kind = event["kind"]
@@ -287,7 +287,7 @@ def _without_commands(text: str) -> str:
     return re.sub(r";\s`python\s-m\stuner[^`]*`[^.]*", "", text)
 
 
-def _mark(path: Path) -> tuple[int, int]:
+def mark(path: Path) -> tuple[int, int]:
     """Changes when a file does; (0, -1) for one that is not there."""
     try:
         found = path.stat()
@@ -297,7 +297,7 @@ def _mark(path: Path) -> tuple[int, int]:
 
 
 def _size(path: Path) -> int:
-    return max(0, _mark(path)[1])
+    return max(0, mark(path)[1])
 
 
 @lru_cache(maxsize=128)
@@ -334,5 +334,5 @@ def newest_running(folders: list[Path]) -> Path | None:
 def launched(folder: Path) -> bool:
     """Whether the process that the app started in a folder is there; one look at a small file."""
     path = folder / "launched.json"
-    record = _json(path, *_mark(path))
+    record = _json(path, *mark(path))
     return bool(record) and events.alive(record["pid"], record["born"])

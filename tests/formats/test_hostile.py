@@ -254,3 +254,18 @@ def test_factors_of_channels_may_stand_along_any_axis(shape: tuple[int, ...]) ->
     """As LyCORIS keeps those of a convolution."""
     layer = checked(Layer("", "m", "ia3", {"weight": torch.ones(shape), "on_input": torch.tensor(True)}), "a: m")
     assert fits(layer, (8, 16, 3, 3)) and not fits(layer, (16, 8, 3, 3))
+
+
+@pytest.mark.parametrize("said", [{"num_cayley_neumann_terms": 10**9}, {"num_cayley_neumann_terms": 0}, {"eps": "x"}])
+def test_settings_cannot_keep_a_computer_busy(said: dict[str, Any], tmp_path: Path) -> None:
+    """peft's OFT is a series whose length the header states."""
+    path = tmp_path / "a.safetensors"
+    sound = {"use_cayley_neumann": True, "peft_version": "0.21.2", "coft": True}
+    key = "transformer.transformer_blocks.0.attn.to_q.oft_R.default.weight"
+    for stated, fine in ((sound, True), ({**sound, **said}, False)):
+        path.write_bytes(save({key: torch.zeros(1, 6)}, {file.METADATA: json.dumps(stated)}))
+        if fine:
+            assert [x.kind for x in dialects.understood(file.read(path), model("flux1").places).layers] == ["oft_in"]
+            continue
+        with pytest.raises(UserError, match=f"{next(iter(said))} is no number from"):
+            dialects.understood(file.read(path), model("flux1").places)
